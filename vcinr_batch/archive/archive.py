@@ -1,0 +1,255 @@
+"""An archive opened for reading: which samples it holds, their rows, and their values as an xarray dataset."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vcinr_batch.archive.manifest import MANIFEST_NAME, ArchivePart, Manifest, read_manifest
+from vcinr_batch.archive.parquet_container import PartIndex, read_index, read_rejected, read_rows
+from vcinr_batch.archive.rows import ArchiveRow
+from vcinr_batch.data.axes import axis_index, take_labels
+from vcinr_batch.data.layout import Layout, axis_variable, sample_key, to_source_order
+from vcinr_batch.data.samples import RejectedSample, SampleKey
+from vcinr_batch.errors import BundleMismatchError, ConfigError
+from vcinr_batch.storage import StorageOptions, join_url, public_url, read_bytes, sha256_hex, size_bytes
+
+if TYPE_CHECKING:
+    import xarray
+
+Decode = Callable[[Sequence[ArchiveRow], Layout], NDArray[np.float32]]
+"""Rows -> float32 [B, P, C] in the variable's unit, NaN where there is no value."""
+
+_CACHED_INDEXES = 64
+_BATCH_VALUES = 16 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedRows:
+    """Some rows of one part."""
+
+    part: ArchivePart
+    positions: NDArray[np.int64]
+    """In the part's index, ascending."""
+
+
+class Archive:
+    """An open archive. Holds its manifest and the indexes of the last parts read; nothing is locked or kept open."""
+
+    def __init__(self, url: str, manifest: Manifest, storage_options: StorageOptions = None) -> None:
+        self.url = url
+        self.manifest = manifest
+        self.storage_options = storage_options
+        self._indexes: dict[str, PartIndex] = {}
+
+    @classmethod
+    def open(cls, url: str, storage_options: StorageOptions = None) -> "Archive":
+        """Open the archive at an fsspec URL; reads its manifest only.
+
+        Raises:
+            SourceError: no archive there, or it cannot be reached.
+            BitstreamError, UnsupportedFormatError: a damaged manifest, or one of a later version.
+        """
+        return cls(url, read_manifest(url, storage_options=storage_options), storage_options)
+
+    @property
+    def layout(self) -> Layout:
+        return self.manifest.layout
+
+    def keys(self) -> Iterator[SampleKey]:
+        """The keys of all rows, part by part. Raises as `index`."""
+        for part in self.manifest.parts:
+            for block in self.index(part).blocks.tolist():
+                yield sample_key(self.layout, tuple(block))
+
+    def index(self, part: ArchivePart) -> PartIndex:
+        """The small columns of one part.
+
+        Raises:
+            SourceError: the part is missing or unreachable.
+            BitstreamError, UnsupportedFormatError: the part is damaged, or of a later version.
+        """
+        if part.path not in self._indexes:
+            index = read_index(self.url, part, self.layout, storage_options=self.storage_options)
+            if len(self._indexes) >= _CACHED_INDEXES:
+                del self._indexes[next(iter(self._indexes))]
+            self._indexes[part.path] = index
+        return self._indexes[part.path]
+
+    def select(self, selection: Mapping[str, str] | None = None) -> list[SelectedRows]:
+        """The rows whose blocks hold something of a selection, by part.
+
+        Args:
+            selection: a label, partial time or inclusive range `a..b` per dimension; None is everything.
+
+        Returns:
+            Empty where all selected samples were rejected.
+
+        Raises:
+            ConfigError: no such dimension, or a text that is no label of it.
+            SampleNotFoundError: labels that the archive does not have; names its extent.
+            SourceError, BitstreamError, UnsupportedFormatError: as `index`, of the parts concerned only.
+        """
+        return list(self._select(_positions(self.layout, selection)))
+
+    def rows(self, selection: Mapping[str, str] | None = None) -> list[ArchiveRow]:
+        """The rows of a selection, fetched by byte ranges. Arguments and errors as `select`."""
+        return [row for chosen in self.select(selection) for row in self._read(chosen.part, chosen.positions)]
+
+    def rejected(self) -> list[RejectedSample]:
+        """The samples of the source that are not in the archive, and why.
+
+        Raises:
+            SourceError, BitstreamError, UnsupportedFormatError: a table is missing, damaged or of a later version.
+        """
+        tables = (
+            read_rejected(self.url, part, self.layout, storage_options=self.storage_options)
+            for part in self.manifest.parts
+        )
+        return [sample for table in tables for sample in table]
+
+    def bundle_bytes(self) -> bytes:
+        """The bundle that decodes this archive.
+
+        Raises:
+            SourceError: it is missing or unreachable.
+            BundleMismatchError: it is not the one that the manifest names.
+        """
+        url = join_url(self.url, self.manifest.bundle_path)
+        data = read_bytes(url, storage_options=self.storage_options)
+        if sha256_hex(data) != self.manifest.bundle_sha256:
+            raise BundleMismatchError(
+                f"{public_url(url)}: its SHA-256 is {sha256_hex(data)}, the archive needs {self.manifest.bundle_sha256}"
+            )
+        return data
+
+    def size_bytes(self) -> tuple[int, int]:
+        """All bytes of the archive without its bundle (manifest, parts, rejected tables), and those of the bundle.
+
+        Raises:
+            SourceError: manifest or bundle are missing or unreachable.
+        """
+        options = self.storage_options
+        parts = sum(part.bytes + part.rejected_bytes for part in self.manifest.parts)
+        manifest = size_bytes(join_url(self.url, MANIFEST_NAME), storage_options=options)
+        return parts + manifest, size_bytes(join_url(self.url, self.manifest.bundle_path), storage_options=options)
+
+    def to_xarray(self, selection: Mapping[str, str] | None = None, decode: Decode | None = None) -> "xarray.Dataset":
+        """Decode a selection.
+
+        Args:
+            selection: as `select`.
+            decode: instead of the archive's own bundle.
+
+        Returns:
+            A dataset like the source's: its order of labels and dimensions, coordinates and attributes; float32, NaN
+            where there is no value, rejected samples included.
+
+        Raises:
+            ConfigError: as `select`, or a selection that does not fit into memory.
+            SampleNotFoundError: as `select`.
+            SourceError, BitstreamError, UnsupportedFormatError, BundleMismatchError: a file is missing, damaged, of a
+                later version or not the archive's.
+        """
+        import xarray
+
+        positions = _positions(self.layout, selection)
+        taken = [take_labels(axis, chosen) for axis, chosen in zip(self.layout.axes, positions, strict=True)]
+        axes = tuple(axis for axis, _ in taken)
+        layout = Layout(self.layout.variable, axes, tuple(map(len, axes)), self.layout.channels)
+        values = self._decode([places for _, places in taken], decode or self._bundle_decoder())
+        dims = layout.dims if layout.channels == 1 else (*layout.dims, "channel")
+        values = values[..., 0] if layout.channels == 1 else values
+        attributes = {**({"units": self.manifest.unit} if self.manifest.unit else {}), **self.manifest.attributes}
+        return xarray.Dataset(
+            {layout.variable: (dims, to_source_order(layout, values), attributes)},
+            {axis.name: axis_variable(axis) for axis in axes},
+            dict(self.manifest.dataset_attributes),
+        )
+
+    def _select(self, positions: Sequence[NDArray[np.int64]]) -> Iterator[SelectedRows]:
+        """Rows whose blocks hold any of the given positions along every axis."""
+        wanted = []
+        for places, length, count in zip(positions, self.layout.block_shape, self.layout.block_counts, strict=True):
+            wanted.append(np.zeros(count, bool))
+            wanted[-1][places // length] = True
+        for part in self._parts_with(wanted):
+            blocks = self.index(part).blocks
+            chosen = np.ones(len(blocks), bool)
+            for k, along in enumerate(wanted):
+                chosen &= along[blocks[:, k]]
+            if chosen.any():
+                yield SelectedRows(part, np.flatnonzero(chosen))
+
+    def _parts_with(self, wanted: Sequence[NDArray[np.bool_]]) -> Iterator[ArchivePart]:
+        """Parts whose shard has a wanted block along every axis."""
+        parts = self.manifest.parts
+        start = np.array([part.start for part in parts], np.int64).reshape(len(parts), len(wanted))
+        stop = np.array([part.stop for part in parts], np.int64).reshape(len(parts), len(wanted))
+        hit = np.ones(len(parts), bool)
+        for k, along in enumerate(wanted):
+            before = np.concatenate([[0], np.cumsum(along)])
+            hit &= before[stop[:, k]] > before[start[:, k]]
+        return (part for part, is_hit in zip(parts, hit.tolist(), strict=True) if is_hit)
+
+    def _read(self, part: ArchivePart, positions: NDArray[np.int64]) -> list[ArchiveRow]:
+        index = self.index(part)
+        return read_rows(self.url, part, index, positions, self.layout, storage_options=self.storage_options)
+
+    def _decode(self, places: Sequence[NDArray[np.int64]], decode: Decode) -> NDArray[np.float32]:
+        """Values [number of places along every axis, C] at the given places of the layout's axes."""
+        layout = self.layout
+        selected = list(self._select(places))
+        values = _allocate((*map(len, places), layout.channels))
+        by_block = [_by_block(p, length) for p, length in zip(places, layout.block_shape, strict=True)]
+        batch = max(1, _BATCH_VALUES // (layout.points_per_sample * layout.channels))
+        for chosen in selected:
+            for first in range(0, len(chosen.positions), batch):
+                rows = self._read(chosen.part, chosen.positions[first : first + batch])
+                for row, decoded in zip(rows, decode(rows, layout), strict=True):
+                    pairs = [along[i] for along, i in zip(by_block, row.block, strict=True)]
+                    block = decoded.reshape(*layout.block_shape, layout.channels)
+                    values[np.ix_(*(there for there, _ in pairs))] = block[np.ix_(*(inside for _, inside in pairs))]
+        return values
+
+    def _bundle_decoder(self) -> Decode:
+        from vcinr_batch.bundle import parse_bundle
+        from vcinr_batch.compression import decompress_rows, open_bundle
+
+        url = join_url(self.url, self.manifest.bundle_path)
+        opened = open_bundle(parse_bundle(self.bundle_bytes(), self.manifest.bundle_sha256, public_url(url)))
+        return lambda rows, layout: decompress_rows(rows, opened, layout)
+
+
+def _positions(layout: Layout, selection: Mapping[str, str] | None) -> list[NDArray[np.int64]]:
+    """Selected positions along every axis, ascending."""
+    wanted = dict(selection or {})
+    unknown = [name for name in wanted if name not in layout.dims]
+    if unknown:
+        raise ConfigError(f"{layout.variable} has no dimension {unknown[0]!r}; it has {', '.join(layout.dims)}")
+    return [
+        axis_index(axis, wanted[axis.name]) if axis.name in wanted else np.arange(len(axis), dtype=np.int64)
+        for axis in layout.axes
+    ]
+
+
+def _allocate(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    try:
+        return np.full(shape, np.nan, np.float32)
+    except (MemoryError, ValueError) as error:
+        gigabytes = 4 * math.prod(shape) / 1e9
+        raise ConfigError(f"the selection has shape {shape}, {gigabytes:.0f} GB: select less") from error
+
+
+def _by_block(places: NDArray[np.int64], length: int) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Block index -> where its labels stand in `places`, and where within the block."""
+    blocks = places // length
+    order = np.argsort(blocks, kind="stable")
+    found, first = np.unique(blocks[order], return_index=True)
+    return {
+        int(block): (there, places[there] - block * length)
+        for block, there in zip(found, np.split(order, first[1:]), strict=True)
+    }

@@ -1,0 +1,233 @@
+"""Rows as Parquet parts: one part per shard, in each row group the small columns first and the payloads behind them.
+
+A reader fetches everything but the payloads (`read_index`), then just the byte ranges of the payloads it wants
+(`read_rows`).
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vcinr_batch.archive.manifest import ArchivePart
+from vcinr_batch.archive.parquet_part import (
+    PartIndex,
+    decode_index,
+    decode_rejected,
+    encode_part,
+    encode_rejected,
+    index_crc32,
+    index_ranges,
+)
+from vcinr_batch.archive.rows import ArchiveRow
+from vcinr_batch.data.layout import Layout, sample_key
+from vcinr_batch.data.samples import RejectedSample
+from vcinr_batch.errors import (
+    BitstreamError,
+    ConfigError,
+    CorruptBitstreamError,
+    TruncatedBitstreamError,
+    UnsupportedFormatError,
+)
+from vcinr_batch.storage import StorageOptions, join_url, read_bytes, read_ranges, sha256_hex, write_bytes
+
+__all__ = ["PartIndex", "read_index", "read_rejected", "read_rows", "write_part"]
+
+
+def write_part(
+    rows: Sequence[ArchiveRow],
+    layout: Layout,
+    url: str,
+    name: str,
+    *,
+    start: tuple[int, ...],
+    stop: tuple[int, ...],
+    rejected: Sequence[RejectedSample] = (),
+    storage_options: StorageOptions = None,
+) -> ArchivePart:
+    """Write one shard's rows, and the table of those that were rejected, into the archive at `url`.
+
+    The bytes are a pure function of the rows, whatever their order. The part is written after the table, so that a part
+    that is there is complete.
+
+    Args:
+        rows: every sample of the shard that was not rejected.
+        layout: the archive's.
+        url: of the archive.
+        name: of the shard; becomes `parts/<name>.parquet` and `rejected/<name>.parquet`.
+        start: the shard is the blocks [start, stop) along every axis.
+        stop: see `start`.
+        rejected: the rest of the shard.
+
+    Raises:
+        ConfigError: rows and rejected samples are not the shard's samples, each once, or a row's error is not finite.
+        SourceError: the place cannot be written.
+    """
+    ordered = sorted(rows, key=lambda row: row.block)
+    refused = sorted(rejected, key=lambda sample: sample.block)
+    _check_complete(ordered, refused, layout, name, start, stop)
+    data, payloads = encode_part(ordered, layout)
+    pieces = [data[a:b] for a, b in index_ranges(len(data), payloads)]
+    _check_readable(data, decode_index(pieces, len(data), payloads, layout, (start, stop)), ordered, name)
+    table = _write_rejected(refused, layout, url, name, storage_options) if refused else {}
+    path, crc32 = f"parts/{name}.parquet", index_crc32(pieces)
+    part = ArchivePart(path, len(rows), len(data), sha256_hex(data), crc32, tuple(payloads), start, stop, **table)
+    write_bytes(join_url(url, part.path), data, storage_options=storage_options)
+    return part
+
+
+def read_index(url: str, part: ArchivePart, layout: Layout, *, storage_options: StorageOptions = None) -> PartIndex:
+    """Everything of a part but the payloads, in one go of ranged reads.
+
+    Args:
+        url: of the archive.
+        part: from its manifest.
+        layout: from its manifest.
+
+    Raises:
+        SourceError: the part is missing or unreachable.
+        TruncatedBitstreamError, CorruptBitstreamError: the part is damaged or not the one that the manifest names.
+        UnsupportedFormatError: a later version wrote it.
+    """
+    with _naming(part.path):
+        ranges = index_ranges(part.bytes, part.payloads)
+        pieces = read_ranges(join_url(url, part.path), ranges, storage_options=storage_options)
+        for piece, (start, stop) in zip(pieces, ranges, strict=True):
+            if len(piece) != stop - start:
+                raise TruncatedBitstreamError(f"got {len(piece)} of the bytes {start} to {stop}")
+        if index_crc32(pieces) != part.index_crc32:
+            raise CorruptBitstreamError(
+                f"checksum of its index is {index_crc32(pieces):08x}, expected {part.index_crc32:08x}"
+            )
+        index = decode_index(pieces, part.bytes, part.payloads, layout, (part.start, part.stop))
+        if len(index) != part.rows:
+            raise CorruptBitstreamError(f"{len(index)} rows, expected {part.rows}")
+    return index
+
+
+def read_rows(
+    url: str,
+    part: ArchivePart,
+    index: PartIndex,
+    positions: Sequence[int] | NDArray[np.integer[Any]],
+    layout: Layout,
+    *,
+    storage_options: StorageOptions = None,
+) -> list[ArchiveRow]:
+    """The rows at the given positions of a part's index, in that order; fetches their byte ranges and little more.
+
+    Their checksums are not looked at: `check_row` does that, and needs to know the bundle.
+
+    Raises:
+        SourceError: the part is missing or unreachable.
+        TruncatedBitstreamError: the part ends too early.
+    """
+    chosen = np.asarray(positions, np.int64)
+    starts, lengths = index.payload_start[chosen], index.payload_bytes[chosen]
+    ranges = list(zip(starts.tolist(), (starts + lengths).tolist(), strict=True))
+    payloads = read_ranges(join_url(url, part.path), ranges, storage_options=storage_options)
+    rows = [_row(index, i, payload, layout) for i, payload in zip(chosen.tolist(), payloads, strict=True)]
+    for row, (start, stop) in zip(rows, ranges, strict=True):
+        if len(row.payload) != stop - start:
+            raise TruncatedBitstreamError(
+                f"{part.path}: {row.key}: got {len(row.payload)} of the bytes {start} to {stop}"
+            )
+    return rows
+
+
+def read_rejected(
+    url: str, part: ArchivePart, layout: Layout, *, storage_options: StorageOptions = None
+) -> list[RejectedSample]:
+    """The samples of a part's shard that are not among its rows, and why.
+
+    Raises:
+        SourceError: the table is missing or unreachable.
+        TruncatedBitstreamError, CorruptBitstreamError: the table is damaged or not the one that the manifest names.
+        UnsupportedFormatError: a later version wrote it.
+    """
+    if part.rejected_path is None:
+        return []
+    target = join_url(url, part.rejected_path)
+    data = read_bytes(target, 0, part.rejected_bytes + 1, storage_options=storage_options)
+    with _naming(part.rejected_path):
+        if len(data) < part.rejected_bytes:
+            raise TruncatedBitstreamError(f"got {len(data)} of {part.rejected_bytes} bytes")
+        if sha256_hex(data) != part.rejected_sha256:
+            raise CorruptBitstreamError("its SHA-256 is not the one in the manifest")
+        return decode_rejected(data, part.rejected, layout, (part.start, part.stop))
+
+
+def _row(index: PartIndex, i: int, payload: bytes, layout: Layout) -> ArchiveRow:
+    block = tuple(index.blocks[i].tolist())
+    return ArchiveRow(
+        key=sample_key(layout, block),
+        block=block,
+        payload=payload,
+        quality=int(index.quality[i]),
+        rmse=float(index.rmse[i]),
+        max_error=float(index.max_error[i]),
+        checksum=int(index.checksum[i]),
+        mask=index.masks[i],
+    )
+
+
+def _write_rejected(
+    samples: Sequence[RejectedSample], layout: Layout, url: str, name: str, storage_options: StorageOptions
+) -> dict[str, Any]:
+    """Write the table and return what an `ArchivePart` says about it."""
+    data = encode_rejected(samples, layout)
+    path = f"rejected/{name}.parquet"
+    write_bytes(join_url(url, path), data, storage_options=storage_options)
+    sizes = {"rejected": len(samples), "rejected_bytes": len(data)}
+    return {**sizes, "rejected_path": path, "rejected_sha256": sha256_hex(data)}
+
+
+def _check_complete(
+    rows: Sequence[ArchiveRow],
+    rejected: Sequence[RejectedSample],
+    layout: Layout,
+    name: str,
+    start: tuple[int, ...],
+    stop: tuple[int, ...],
+) -> None:
+    expected = list(itertools.product(*(range(a, b) for a, b in zip(start, stop, strict=True))))
+    found = sorted([row.block for row in rows] + [sample.block for sample in rejected])
+    if found != expected:
+        wrong = sorted(set(found) ^ set(expected)) or [b for b, after in itertools.pairwise(found) if b == after]
+        raise ConfigError(
+            f"{name}: {len(rows)} rows and {len(rejected)} rejected samples for {len(expected)} blocks; "
+            f"block {wrong[0]} is missing, foreign or there twice"
+        )
+    for key, block in [*((row.key, row.block) for row in rows), *((s.key, s.block) for s in rejected)]:
+        if key != sample_key(layout, block):
+            raise ConfigError(f"{name}: block {block} is {sample_key(layout, block)}, not {key}")
+
+
+def _check_readable(data: bytes, index: PartIndex, rows: Sequence[ArchiveRow], name: str) -> None:
+    """What was just encoded must read back: a bug here would cost the source."""
+    ends = index.payload_start + index.payload_bytes
+    payloads = [data[a:b] for a, b in zip(index.payload_start.tolist(), ends.tolist(), strict=True)]
+    columns = (
+        map(tuple, index.blocks.tolist()),
+        index.quality.tolist(),
+        index.checksum.tolist(),
+        index.masks,
+        payloads,
+    )
+    found = list(zip(*columns, strict=True))
+    if found != [(row.block, row.quality, row.checksum, row.mask, row.payload) for row in rows]:
+        raise CorruptBitstreamError(
+            f"{name}: the part just encoded does not read back; this is a bug, please report it"
+        )
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Put the part's path in front of what is wrong with it."""
+    try:
+        yield
+    except (BitstreamError, UnsupportedFormatError) as error:
+        raise type(error)(f"{path}: {error}") from error
