@@ -116,3 +116,28 @@ SECTIONS: list[type[BaseModel]] = [type(getattr(RunConfig(), name)) for name in 
 def test_every_knob_is_documented(section: type[BaseModel]) -> None:
     undocumented = [name for name, field in section.model_fields.items() if not field.description]
     assert undocumented == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("network.modulation", "expected section.key=value"),
+        ("modulation=shift", "expected section.key=value"),
+        ("network.modulation=[", "not valid YAML"),
+        ("network.width=3", "unknown key 'network.width'"),
+        ("network.rank=0", r"network\.rank = 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(tmp_path: Path, setting: str, problem: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("network: {latent_dim: 8}\n")
+    with pytest.raises(ConfigError, match=problem):
+        load_config(str(path), [setting])
+
+
+def test_settings_change_the_file_key_by_key(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("network: {latent_dim: 8}\n")
+    config = load_config(str(path), ["network.modulation=shift", "meta_learning.learning_rate=2.0e-4"])
+    assert (config.network.latent_dim, config.network.modulation) == (8, "shift")
+    assert config.meta_learning.learning_rate == 2e-4

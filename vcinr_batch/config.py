@@ -1,6 +1,6 @@
 """Every knob of a run, typed and documented. An unknown key or a value out of range is a `ConfigError`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -176,8 +176,12 @@ class RunConfig(_Section):
     codec: CodecConfig = CodecConfig()
 
 
-def load_config(url: str) -> RunConfig:
+def load_config(url: str, settings: Sequence[str] = ()) -> RunConfig:
     """Read a run's YAML from any fsspec URL.
+
+    Args:
+        url: of the file.
+        settings: changes on top of it, each `section.key=value` with the value in YAML.
 
     Raises:
         SourceError: the file cannot be read.
@@ -187,7 +191,10 @@ def load_config(url: str) -> RunConfig:
         content = yaml.safe_load(read_bytes(url))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{url}: not valid YAML: {' '.join(str(error).split())}") from error
-    return parse_config({} if content is None else content, url)
+    content = {} if content is None else content
+    for setting in settings:
+        content = _with_setting(content, setting)
+    return parse_config(content, url)
 
 
 def parse_config(content: Any, name: str = "config") -> RunConfig:
@@ -202,6 +209,20 @@ def parse_config(content: Any, name: str = "config") -> RunConfig:
         return RunConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{name}: {_first_problem(error)}") from error
+
+
+def _with_setting(content: Any, setting: str) -> dict[str, Any]:
+    path, separator, text = setting.partition("=")
+    section, dot, key = (part.strip() for part in path.partition("."))
+    if not (separator and dot and section and key):
+        raise ConfigError(f"setting {setting!r}: expected section.key=value, e.g. network.modulation=shift")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"setting {setting!r}: the value is not valid YAML") from error
+    known = content if isinstance(content, Mapping) else {}
+    before = known.get(section)
+    return {**known, section: {**(before if isinstance(before, Mapping) else {}), key: value}}
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -27,7 +27,7 @@ from vcinr_batch.data.sources import FieldSource
 from vcinr_batch.errors import SourceError
 from vcinr_batch.network.fitting import decode_latents, fit_latents, tangent
 from vcinr_batch.network.gated_siren import GatedSiren
-from vcinr_batch.storage import sha256_hex
+from vcinr_batch.storage import StorageOptions, sha256_hex
 from vcinr_batch.training.codec_training import train_codec
 from vcinr_batch.training.localized_basis import start_linear_term
 from vcinr_batch.training.meta_learning import TrainingData, mean_psnr, meta_learn
@@ -51,7 +51,11 @@ class TrainingSamples:
 
 
 def train_bundle(
-    source: FieldSource, config: RunConfig, checkpoint_url: str | None = None, progress: Progress | None = None
+    source: FieldSource,
+    config: RunConfig,
+    checkpoint_url: str | None = None,
+    progress: Progress | None = None,
+    storage_options: StorageOptions = None,
 ) -> tuple[Bundle, bytes]:
     """Train a bundle on every sample of a source, the last of them kept for validation.
 
@@ -59,6 +63,8 @@ def train_bundle(
         source: training samples only; held-out data is left out by `config.source.select` or another file.
         config: the whole run.
         checkpoint_url: where meta-learning keeps its state; a killed run goes on from there to the same bundle.
+        progress: called with the stage, its step and figures.
+        storage_options: of the checkpoint's file system.
 
     Returns:
         The bundle and its file's bytes.
@@ -83,6 +89,7 @@ def train_bundle(
         _identity(config, samples),
         checkpoint_url,
         _stage("meta-learning", progress),
+        storage_options,
     )
     _round_basis(network)
     codec_arrays, codec_report = _train_codec(network, samples, data, config, _stage("codec", progress))

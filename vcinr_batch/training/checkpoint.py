@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from vcinr_batch.errors import CorruptBitstreamError, UnsupportedFormatError
-from vcinr_batch.storage import exists, read_bytes, sha256_hex, write_bytes
+from vcinr_batch.storage import StorageOptions, exists, read_bytes, sha256_hex, write_bytes
 
 CHECKPOINT_VERSION = 1
 
@@ -31,7 +31,7 @@ class Checkpoint:
     generator_state: Tensor
 
 
-def save_checkpoint(checkpoint: Checkpoint, url: str) -> None:
+def save_checkpoint(checkpoint: Checkpoint, url: str, storage_options: StorageOptions = None) -> None:
     """Write atomically: a kill at any moment leaves the old file or the new one."""
     tensors = {"generator_state": checkpoint.generator_state}
     for name in ("network", "best_network", "optimizer"):
@@ -47,21 +47,20 @@ def save_checkpoint(checkpoint: Checkpoint, url: str) -> None:
     }
     header["digest"] = _digest(header, tensors)
     # safetensors refuses tensors that share memory, as the best network may with the current one.
-    write_bytes(
-        url, save({key: value.clone() for key, value in tensors.items()}, {"vcinr-checkpoint": json.dumps(header)})
-    )
+    data = save({key: value.clone() for key, value in tensors.items()}, {"vcinr-checkpoint": json.dumps(header)})
+    write_bytes(url, data, storage_options=storage_options)
 
 
-def load_checkpoint(url: str, identity: str) -> Checkpoint | None:
+def load_checkpoint(url: str, identity: str, storage_options: StorageOptions = None) -> Checkpoint | None:
     """The checkpoint at a URL, or None where there is none or it belongs to another run.
 
     Raises:
         CorruptBitstreamError: the file is damaged; delete it to start anew.
         UnsupportedFormatError: written by another version.
     """
-    if not exists(url):
+    if not exists(url, storage_options=storage_options):
         return None
-    data = read_bytes(url)
+    data = read_bytes(url, storage_options=storage_options)
     try:
         tensors = load(data)
         header = _header(data)

@@ -13,6 +13,7 @@ from vcinr_batch.errors import CorruptBitstreamError, FittingError
 from vcinr_batch.network.fitting import chord_step, decode_latents, first_step, fit_latents, gradient_fit, make_solver
 from vcinr_batch.network.gated_siren import GatedSiren
 from vcinr_batch.network.modulation import SparseShiftModulation
+from vcinr_batch.storage import StorageOptions
 from vcinr_batch.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -50,6 +51,7 @@ def meta_learn(
     identity: str = "",
     checkpoint_url: str | None = None,
     progress: Progress | None = None,
+    storage_options: StorageOptions = None,
 ) -> dict[str, float]:
     """Train the network in place; it ends with the weights that were best on the validation samples.
 
@@ -68,7 +70,7 @@ def meta_learn(
     generator = torch.Generator().manual_seed(config.seed)
     start_score = validation_psnr(network, data, fit)
     step, best_step, best_score, best = 0, 0, start_score, network_tensors(network)
-    resumed = load_checkpoint(checkpoint_url, identity) if checkpoint_url else None
+    resumed = load_checkpoint(checkpoint_url, identity, storage_options) if checkpoint_url else None
     if resumed is not None:
         _restore(resumed, network, optimizer, generator)
         step, best_step = resumed.step, resumed.best_step
@@ -93,7 +95,8 @@ def meta_learn(
             best_step, best_score, best = step, score, network_tensors(network)
         if checkpoint_url:
             state = (network_tensors(network), best, optimizer_tensors(optimizer), generator.get_state())
-            save_checkpoint(Checkpoint(identity, step, best_step, best_score, *state), checkpoint_url)
+            checkpoint = Checkpoint(identity, step, best_step, best_score, *state)
+            save_checkpoint(checkpoint, checkpoint_url, storage_options)
         if progress:
             progress(step, config.steps, {"loss": loss, "validation_psnr_db": score, "best_psnr_db": best_score})
     network.load_state_dict(best)
