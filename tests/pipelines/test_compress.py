@@ -1,0 +1,289 @@
+"""From a source to an archive: completeness, restarts, and bytes that do not depend on how the work was shared out."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray
+
+from pipelines import compress as pipeline
+from pipelines.compress import CompressJob, CompressProgress, compress, compress_shard, plan_compression
+from vcinr_batch.archive.archive import Archive
+from vcinr_batch.bundle import load_bundle
+from vcinr_batch.compression import QualityRequest
+from vcinr_batch.config import SourceConfig
+from vcinr_batch.errors import ArchiveExistsError, BundleMismatchError, ConfigError, SourceError
+
+Files = dict[str, bytes]
+
+
+@pytest.fixture
+def job(source_path: Path, bundle_path: Path, tmp_path: Path) -> CompressJob:
+    request = QualityRequest(level=2)
+    return CompressJob((str(source_path),), str(bundle_path), str(tmp_path / "archive"), request, shard_samples=10)
+
+
+@pytest.fixture
+def spoilt_source(fields: xarray.Dataset, tmp_path: Path) -> Path:
+    """Hour 3 holds an infinite value, hour 25 none at all."""
+    spoilt = fields.copy(deep=True)
+    spoilt.t2m[3, 2, 5] = np.inf
+    spoilt.t2m[25] = np.nan
+    path = tmp_path / "spoilt.nc"
+    spoilt.to_netcdf(path)
+    return path
+
+
+def files_below(folder: str | Path) -> Files:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def test_an_archive_decodes_within_the_errors_that_its_rows_record(job: CompressJob, fields: xarray.Dataset) -> None:
+    compress(job)
+    archive = Archive.open(job.output)
+    decoded = archive.to_xarray()
+    error = np.abs(decoded.t2m.values.astype(np.float64) - fields.t2m.values).max(axis=(1, 2))
+    recorded = np.array([row.max_error for row in archive.rows()])
+    assert len(recorded) == 40
+    assert np.all(error <= recorded)
+    assert np.all(error > 0.9 * recorded)
+    xarray.testing.assert_equal(decoded.time, fields.time)
+
+
+def test_the_report_counts_every_byte_and_the_errors_of_the_decoded_values(
+    job: CompressJob, fields: xarray.Dataset
+) -> None:
+    report = compress(job)
+    rate, files = report.summary.rate, files_below(job.output)
+    model = sum(len(data) for name, data in files.items() if name.startswith("models/"))
+    assert (rate.archive_bytes, rate.bundle_bytes) == (sum(map(len, files.values())) - model, model)
+    assert (rate.samples, rate.values, rate.source_bits) == (40, 40 * 8 * 12, 32)
+    error = Archive.open(job.output).to_xarray().t2m.values.astype(np.float64) - fields.t2m.values
+    value_range = float(fields.t2m.max() - fields.t2m.min())
+    psnr = 20 * np.log10(value_range / np.sqrt((error**2).mean(axis=(1, 2)))).mean()
+    # Recorded errors are rounded up to 8 significant bits: at most 0.8 %, 0.07 dB.
+    assert rate.rmse == pytest.approx(np.sqrt((error**2).mean()), rel=0.008)
+    assert rate.max_error == pytest.approx(np.abs(error).max(), rel=0.008)
+    assert rate.mean_psnr_db == pytest.approx(psnr, abs=0.07)
+    assert report.summary.figures.quality_counts == {2: 40}
+    assert report.source_bytes == fields.t2m.nbytes
+
+
+def test_a_target_psnr_is_reached_by_every_sample_with_the_coarsest_level(job: CompressJob, tmp_path: Path) -> None:
+    value_range = load_bundle(job.bundle).normalizer.value_range.item()
+
+    def psnr_by_key(request: QualityRequest) -> dict[str, tuple[int, float]]:
+        output = str(tmp_path / str(request))
+        compress(replace(job, request=request, output=output))
+        rows = Archive.open(output).rows()
+        return {str(row.key): (row.quality, 20 * np.log10(value_range / row.rmse)) for row in rows}
+
+    fixed = [psnr_by_key(QualityRequest(level=level)) for level in range(4)]
+    target = float(np.median([psnr for _, psnr in fixed[1].values()]))
+    chosen = psnr_by_key(QualityRequest(target_psnr_db=target))
+    assert {level for level, _ in chosen.values()} == {1, 2}
+    for key, (level, psnr) in chosen.items():
+        assert psnr >= target - 0.07  # recorded errors are rounded up by at most 0.8 %
+        assert fixed[level - 1][key][1] < target
+
+
+def test_samples_that_cannot_be_compressed_are_named_and_the_others_are_there(
+    job: CompressJob, spoilt_source: Path
+) -> None:
+    report = compress(replace(job, sources=(str(spoilt_source),)))
+    expected = {"t2m[time=2019-03-01T03:00:00]": "1 infinite value", "t2m[time=2019-03-02T01:00:00]": "no value at all"}
+    assert {str(sample.key): sample.reason for sample in report.rejected_examples} == expected
+    archive = Archive.open(job.output)
+    assert {str(sample.key): sample.reason for sample in archive.rejected()} == expected
+    assert report.summary.rejected == 2
+    assert len(list(archive.keys())) == report.summary.rate.samples == 38
+
+
+def test_a_source_without_any_usable_sample_gives_an_error_and_no_files(
+    job: CompressJob, fields: xarray.Dataset, tmp_path: Path
+) -> None:
+    dataset = fields.copy()
+    dataset["t2m"] = fields.t2m.copy(data=np.full(fields.t2m.shape, np.nan, np.float32))
+    dataset.to_netcdf(tmp_path / "nothing.nc")
+    with pytest.raises(SourceError, match=r"all 40 samples were rejected.*no value at all"):
+        compress(replace(job, sources=(str(tmp_path / "nothing.nc"),)))
+    assert files_below(job.output) == {}
+
+
+def test_the_order_of_the_shards_does_not_change_a_byte(job: CompressJob, archive_path: Path) -> None:
+    compress(job)
+    expected = files_below(job.output)
+    shutil.rmtree(Path(job.output) / "parts")
+    plan, shards = plan_compression(job, load_bundle(job.bundle))
+    results = [compress_shard(plan, shard) for shard in reversed(shards)]
+    assert files_below(job.output) == expected == files_below(archive_path)
+    assert [result.index for result in results] == [3, 2, 1, 0]
+
+
+def test_two_ray_workers_write_the_bytes_of_a_serial_run(job: CompressJob, spoilt_source: Path, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    serial = replace(job, sources=(str(spoilt_source),), output=str(tmp_path / "serial"))
+    parallel = replace(serial, output=str(tmp_path / "parallel"), workers=2)
+    seen: list[CompressProgress] = []
+    compress(serial)
+    report = compress(parallel, seen.append)
+    assert files_below(parallel.output) == files_below(serial.output)
+    assert report.summary.rejected == 2
+    assert (seen[-1].samples, seen[-1].total_samples, seen[-1].rejected) == (40, 40, 2)
+    assert not ray.is_initialized()
+
+
+def test_an_archive_that_exists_is_refused_and_left_alone(job: CompressJob) -> None:
+    compress(job)
+    before = files_below(job.output)
+    with pytest.raises(ArchiveExistsError, match="--overwrite"):
+        compress(replace(job, request=QualityRequest(level=0)))
+    assert files_below(job.output) == before
+
+
+def test_overwriting_leaves_nothing_of_the_old_archive(job: CompressJob, tmp_path: Path) -> None:
+    fresh = replace(job, output=str(tmp_path / "fresh"), shard_samples=20, request=QualityRequest(level=0))
+    compress(job)
+    compress(fresh)
+    compress(replace(fresh, output=job.output, overwrite=True))
+    assert files_below(job.output) == files_below(fresh.output)
+
+
+def test_overwriting_with_wrong_input_keeps_the_old_archive(job: CompressJob) -> None:
+    compress(job)
+    before = files_below(job.output)
+    with pytest.raises(SourceError):
+        compress(replace(job, sources=("no-such-file.nc",), overwrite=True))
+    assert files_below(job.output) == before
+
+
+def test_overwriting_without_ray_where_it_is_needed_keeps_the_old_archive(
+    job: CompressJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress(job)
+    before = files_below(job.output)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"vcinr-batch\[ray\].*--workers 0"):
+        compress(replace(job, workers=2, overwrite=True))
+    assert files_below(job.output) == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SourceError("the store went away")], ids=["ctrl-c", "store"])
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwriting"])
+def test_a_run_that_ends_early_leaves_no_manifest_and_the_next_one_completes_it(
+    job: CompressJob, archive_path: Path, error: BaseException, overwrite: bool
+) -> None:
+    if overwrite:
+        compress(replace(job, shard_samples=7))
+
+    def stop(progress: CompressProgress) -> None:
+        if progress.samples == 20:
+            raise error
+
+    with pytest.raises(type(error)):
+        compress(replace(job, overwrite=overwrite), stop)
+    assert "manifest.json.gz" not in files_below(job.output)
+    compress(job)
+    assert files_below(job.output) == files_below(archive_path)
+
+
+def test_files_of_others_in_the_archive_are_left_alone(job: CompressJob) -> None:
+    foreign = [Path(job.output) / "parts" / "notes.txt", Path(job.output) / "README"]
+    left = Path(job.output) / "parts" / ".t2m-00000001.parquet.0123456789abcdef.tmp"
+    left.parent.mkdir(parents=True)
+    for path in (*foreign, left):
+        path.write_text("x")
+    compress(job)
+    assert [path.exists() for path in (*foreign, left)] == [True, True, False]
+
+
+def test_torch_keeps_the_caller_s_threads(job: CompressJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    seen = []
+    compress_samples = pipeline.compress_samples
+
+    def watched(*args: object) -> object:
+        seen.append(torch.get_num_threads())
+        return compress_samples(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "compress_samples", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        compress(job)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1}
+
+
+def test_the_size_of_a_batch_does_not_change_what_is_decoded_or_counted(
+    job: CompressJob, archive_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_VALUES", 3 * 8 * 12)
+    compress(job)
+    payloads = [row.payload for row in Archive.open(job.output).rows()]
+    assert payloads == [row.payload for row in Archive.open(str(archive_path)).rows()]
+
+
+def _other_unit(fields: xarray.Dataset) -> xarray.Dataset:
+    return fields.assign(t2m=fields.t2m.assign_attrs(units="degC"))
+
+
+def _other_grid(fields: xarray.Dataset) -> xarray.Dataset:
+    return fields.assign_coords(latitude=fields.latitude + 0.25)
+
+
+def _smaller(fields: xarray.Dataset) -> xarray.Dataset:
+    return fields.isel(longitude=slice(0, 11))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(_other_unit, "unit 'K'.*'degC'"), (_other_grid, "latitude"), (_smaller, "longitude")],
+    ids=["unit", "latitude", "extent"],
+)
+def test_a_source_that_the_bundle_was_not_made_for_is_refused(
+    job: CompressJob,
+    fields: xarray.Dataset,
+    tmp_path: Path,
+    change: Callable[[xarray.Dataset], xarray.Dataset],
+    message: str,
+) -> None:
+    change(fields).to_netcdf(tmp_path / "other.nc")
+    with pytest.raises(BundleMismatchError, match=message):
+        compress(replace(job, sources=(str(tmp_path / "other.nc"),)))
+    assert files_below(job.output) == {}
+
+
+@pytest.mark.parametrize("level", [-1, 4])
+def test_a_quality_level_that_the_bundle_lacks_is_refused(job: CompressJob, level: int) -> None:
+    with pytest.raises(ConfigError, match="levels 0 to 3"):
+        compress(replace(job, request=QualityRequest(level=level)))
+
+
+@pytest.mark.parametrize("wrong", [{"workers": -1}, {"shard_samples": 0}])
+def test_a_job_that_makes_no_sense_is_refused(job: CompressJob, wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        replace(job, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_selection_is_all_that_the_archive_covers(job: CompressJob) -> None:
+    compress(replace(job, source=SourceConfig(select={"time": "2019-03-02"})))
+    layout = Archive.open(job.output).layout
+    assert layout.shape == (16, 8, 12)
+
+
+def test_archives_are_written_to_any_file_system(job: CompressJob, archive_path: Path) -> None:
+    import fsspec
+
+    compress(replace(job, output="memory://compress-test/archive"))
+    memory = fsspec.filesystem("memory")
+    names = memory.find("/compress-test/archive")
+    written = {name.removeprefix("/compress-test/archive/"): memory.cat_file(name) for name in names}
+    assert written == files_below(archive_path)

@@ -1,0 +1,343 @@
+"""The command line `vcinr`: parse, call one function, print its result.
+
+Exit codes: 0 done; 1 done, but samples were rejected (`verify`: problems found); 2 wrong usage or input; 70 a defect of
+ours; 130 interrupted. Everything heavy is imported inside the commands, so that `--help` takes no time.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vcinr_batch import __version__
+from vcinr_batch.errors import ConfigError, VcinrError
+
+if TYPE_CHECKING:
+    from pipelines.compress import CompressProgress
+
+EXIT_REJECTED, EXIT_USAGE, EXIT_DEFECT, EXIT_INTERRUPTED = 1, 2, 70, 130
+TRACEBACK_VARIABLE = "VCINR_TRACEBACK"
+
+# Typer has no public name for click's base exception and, from 0.27 on, brings its own click.
+_ClickException: Any = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    help="Compress large scientific archives with a learned, shared neural representation.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Sources = Annotated[
+    list[str], typer.Argument(metavar="SOURCE...", help="NetCDF, Zarr or GRIB: paths, URLs or patterns.")
+]
+Select = Annotated[
+    list[str] | None,
+    typer.Option("--select", metavar="DIM=LABEL", help="One label, partial time or range a..b; repeat per dimension."),
+]
+Variable = Annotated[str | None, typer.Option(help="Variable; the configuration's or the bundle's by default.")]
+MemberPattern = Annotated[
+    str | None,
+    typer.Option(metavar="REGEX", help="One group, searched in each URL: files are stacked along `member`."),
+]
+StorageOptionsText = Annotated[
+    str, typer.Option("--storage-options", metavar="JSON", help='For the file system, e.g. {"endpoint_url": "..."}.')
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines; the last one is the result.")]
+
+
+def main() -> None:
+    """Entry point of the command `vcinr`."""
+    import logging
+    import warnings
+
+    if not os.environ.get(TRACEBACK_VARIABLE):
+        # Third-party libraries' remarks are for developers; whoever runs a command gets results and one-line errors.
+        warnings.simplefilter("ignore")
+        logging.basicConfig(level=logging.CRITICAL)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; every error becomes one line on stderr."""
+    try:
+        code = app(args=list(arguments), prog_name="vcinr", standalone_mode=False)
+    except _ClickException as error:
+        return _fail(f"{error.format_message()} (see vcinr --help)", EXIT_USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
+    except VcinrError as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        return _fail(str(error), EXIT_USAGE)
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        text = f"unexpected {type(error).__name__}: {error}; set {TRACEBACK_VARIABLE}=1 for the traceback"
+        return _fail(text, EXIT_DEFECT)
+    if code == EXIT_INTERRUPTED:
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+@app.callback(invoke_without_command=True)
+def _vcinr(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        print(f"vcinr-batch {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="YAML file of the run.")],
+    sources: Sources,
+    output: Annotated[str, typer.Option(help="Directory for the bundle.")],
+    variable: Variable = None,
+    select: Select = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change the configuration: network.modulation=shift; repeat."),
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Default: checkpoint.safetensors in the output; removed at the end."),
+    ] = None,
+    storage_options: StorageOptionsText = "{}",
+    as_json: AsJson = False,
+) -> None:
+    """Learn a bundle from training data."""
+    from pipelines import train as training
+    from vcinr_batch.config import load_config
+    from vcinr_batch.console import ProgressDisplay, print_json, print_pairs, size_text
+
+    run_config = load_config(config, settings or ())
+    changes: dict[str, Any] = {"select": {**run_config.source.select, **_parse_select(select)}}
+    changes |= {"variable": variable} if variable else {}
+    run_config = run_config.model_copy(update={"source": run_config.source.model_copy(update=changes)})
+    with ProgressDisplay(as_json) as display:
+        report = training.train(
+            run_config,
+            sources,
+            output,
+            checkpoint,
+            lambda stage, step, steps, figures: display.show(stage, step, steps, figures, _figures_text(figures)),
+            _parse_storage_options(storage_options),
+        )
+    if as_json:
+        print_json({"event": "done", **vars(report)})
+        return
+    print_pairs(
+        [
+            ("bundle", report.bundle_url),
+            ("size", size_text(report.bundle_bytes)),
+            ("PSNR", f"{report.validation_psnr_db:.2f} dB on the validation samples, before quantisation"),
+            ("time", f"{report.seconds:.1f} s"),
+        ]
+    )
+
+
+@app.command()
+def compress(
+    sources: Sources,
+    bundle: Annotated[str, typer.Option(help="Bundle file, or a directory that holds one.")],
+    output: Annotated[str, typer.Option(help="URL of the archive to be.")],
+    select: Select = None,
+    quality: Annotated[int | None, typer.Option(help="Quality level of the bundle, the same for all samples.")] = None,
+    target_psnr: Annotated[
+        float | None, typer.Option(metavar="DB", help="For each sample the coarsest level that reaches this PSNR.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Ray workers; 0 runs without Ray.", show_default="the number of CPUs")
+    ] = None,
+    shard_samples: Annotated[
+        int | None, typer.Option(help="Samples per shard.", show_default="the bundle's configuration")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the archive at the output.")] = False,
+    variable: Variable = None,
+    member_pattern: MemberPattern = None,
+    storage_options: StorageOptionsText = "{}",
+    as_json: AsJson = False,
+) -> None:
+    """Compress a source into an archive."""
+    from pipelines import compress as compression
+    from vcinr_batch.compression import QualityRequest
+    from vcinr_batch.config import SourceConfig
+    from vcinr_batch.console import ProgressDisplay, print_json, print_pairs, size_text
+    from vcinr_batch.summary_text import archive_json, archive_pairs
+
+    job = compression.CompressJob(
+        sources=tuple(sources),
+        bundle=bundle,
+        output=output,
+        request=QualityRequest(quality, target_psnr),
+        source=SourceConfig(variable=variable, select=_parse_select(select), member_pattern=member_pattern),
+        shard_samples=shard_samples,
+        workers=_cpu_count() if workers is None else workers,
+        overwrite=overwrite,
+        storage_options=_parse_storage_options(storage_options),
+    )
+    with ProgressDisplay(as_json) as display:
+        report = compression.compress(job, lambda progress: _show_compression(display, progress))
+    summary, speed = report.summary, report.source_bytes / report.seconds
+    rejected = {str(sample.key): sample.reason for sample in report.rejected_examples}
+    if as_json:
+        content = {**archive_json(summary), "rejected_examples": rejected, "seconds": report.seconds}
+        print_json({"event": "done", **content, "source_bytes_per_second": speed})
+    else:
+        lines = [("rejected", f"{key}: {reason}") for key, reason in rejected.items()]
+        print_pairs([*archive_pairs(summary), *lines, ("time", f"{report.seconds:.1f} s, {size_text(speed)}/s")])
+    if summary.rejected:
+        raise typer.Exit(EXIT_REJECTED)
+
+
+@app.command()
+def decompress(
+    archive: Annotated[str, typer.Argument(help="URL of the archive.")],
+    output: Annotated[str, typer.Option(help="Ends with .nc (NetCDF 4) or .zarr (Zarr 3).")],
+    select: Select = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    storage_options: StorageOptionsText = "{}",
+    as_json: AsJson = False,
+) -> None:
+    """Decompress a selection into NetCDF or Zarr."""
+    from pipelines import decompress as decompression
+    from vcinr_batch.console import plural, print_json, print_pairs, size_text
+
+    options = _parse_storage_options(storage_options)
+    report = decompression.decompress(archive, output, _parse_select(select), overwrite, options)
+    if as_json:
+        print_json({"event": "done", **vars(report)})
+        return
+    shape = ", ".join(f"{dim} {size}" for dim, size in report.shape.items())
+    missing = f", {report.rejected:,} were rejected when the archive was made: NaN" if report.rejected else ""
+    print_pairs(
+        [
+            ("output", report.output),
+            ("variable", f"{report.variable} ({shape})"),
+            ("samples", f"{plural(report.samples, 'sample')} decoded{missing}"),
+            ("size", size_text(report.output_bytes)),
+            ("time", f"{report.seconds:.1f} s"),
+        ]
+    )
+
+
+@app.command()
+def inspect(
+    url: Annotated[str, typer.Argument(metavar="ARCHIVE_OR_BUNDLE", help="URL of an archive or a bundle.")],
+    rows: Annotated[int, typer.Option(min=0, help="Also list the first rows.")] = 0,
+    storage_options: StorageOptionsText = "{}",
+    as_json: AsJson = False,
+) -> None:
+    """Show what an archive or a bundle holds; decodes nothing."""
+    from vcinr_batch.console import print_json, print_pairs
+    from vcinr_batch.inspection import ArchiveSummary, inspect_url
+    from vcinr_batch.summary_text import archive_json, archive_pairs, bundle_json, bundle_pairs
+
+    summary = inspect_url(url, rows, _parse_storage_options(storage_options))
+    if isinstance(summary, ArchiveSummary):
+        content, pairs = archive_json(summary), archive_pairs(summary)
+    else:
+        content, pairs = bundle_json(summary), bundle_pairs(summary)
+    if as_json:
+        print_json({"event": "done", **content})
+    else:
+        print_pairs(pairs)
+
+
+@app.command()
+def verify(
+    archive: Annotated[str, typer.Argument(help="URL of the archive.")],
+    against: Annotated[
+        list[str] | None, typer.Option(metavar="SOURCE...", help="Compare with the source: recompute every error.")
+    ] = None,
+    more_sources: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    member_pattern: MemberPattern = None,
+    storage_options: StorageOptionsText = "{}",
+    as_json: AsJson = False,
+) -> None:
+    """Prove that an archive is whole and right."""
+    from vcinr_batch.console import ProgressDisplay, plural, print_json, print_pairs
+    from vcinr_batch.verification import open_original, verify_archive
+
+    if more_sources and not against:
+        raise ConfigError(f"unexpected argument {more_sources[0]!r}; give sources after --against")
+    options = _parse_storage_options(storage_options)
+    # A shell expands `--against data/*.nc` into one option value and further arguments.
+    urls = [*(against or []), *(more_sources or [])]
+    source = open_original(archive, urls, member_pattern, options) if urls else None
+    with ProgressDisplay(as_json) as display:
+        report = verify_archive(
+            archive,
+            source,
+            lambda done, total, problems: display.show("verify", done, total, {"problems": problems}),
+            options,
+        )
+    if as_json:
+        print_json({"event": "done", "is_good": report.is_good, **vars(report)})
+    else:
+        checked = f"{plural(report.rows, 'row')} in {plural(report.parts, 'part')}, {report.rejected:,} rejected"
+        compared = plural(report.compared, "sample") if urls else "no source given"
+        hidden = report.problem_count - len(report.problems)
+        print_pairs(
+            [
+                ("archive", report.url),
+                ("checked", checked),
+                ("compared", compared),
+                ("problems", f"{report.problem_count:,}" if report.problem_count else "none"),
+                *(("", problem) for problem in report.problems),
+                *([("", f"... and {hidden:,} more")] if hidden else []),
+            ]
+        )
+    if not report.is_good:
+        raise typer.Exit(EXIT_REJECTED)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"vcinr: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _cpu_count() -> int:
+    # What this process may use: in a container or under Slurm less than the machine has. macOS does not tell.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _parse_select(texts: Sequence[str] | None) -> dict[str, str]:
+    select: dict[str, str] = {}
+    for text in texts or []:
+        dim, separator, label = (part.strip() for part in text.partition("="))
+        if not separator or not dim or not label:
+            raise ConfigError(f"--select {text!r}: expected DIM=LABEL or DIM=A..B, e.g. time=2019-03-22T06")
+        if dim in select:
+            raise ConfigError(f"--select {text!r}: {dim} is selected twice; use a range A..B")
+        select[dim] = label
+    return select
+
+
+def _parse_storage_options(text: str) -> dict[str, Any]:
+    # The text may hold credentials: no message repeats it.
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--storage-options: not JSON ({type(error).__name__})") from error
+    if not isinstance(options, dict):
+        raise ConfigError("--storage-options: expected a JSON object of names and values")
+    return options
+
+
+def _show_compression(display: Any, progress: "CompressProgress") -> None:
+    speed = progress.source_bytes / max(progress.seconds, 1e-9)
+    ratio = progress.source_bytes / max(progress.archive_bytes, 1)
+    figures = {"rejected": progress.rejected, "source_bytes_per_second": speed, "ratio": ratio}
+    text = f"{speed / 1e6:.3g} MB/s, {ratio:.3g} : 1, {progress.rejected:,} rejected"
+    display.show("compress", progress.samples, progress.total_samples, figures, text)
+
+
+def _figures_text(figures: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
