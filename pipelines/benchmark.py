@@ -55,7 +55,7 @@ class Timing:
         return 4 * self.samples * self.values_per_sample / self.seconds / 1e6
 
 
-def run_benchmark(config_url: str, directory: Path) -> list[Timing]:
+def run_benchmark(config_url: str, directory: Path, workers: int) -> list[Timing]:
     """Train, then time every stage; files are left in `directory`.
 
     Raises:
@@ -73,7 +73,7 @@ def run_benchmark(config_url: str, directory: Path) -> list[Timing]:
     layout = make_layout(source, config.sample)
     with one_thread():
         timings = _time_stages(bundle, source, layout)
-    return [*timings, _time_pipeline(path, bundle_url, directory, layout)]
+    return [*timings, _time_pipeline(path, bundle_url, directory, layout, workers)]
 
 
 def _time_stages(bundle: Bundle, source: FieldSource, layout: Layout) -> list[Timing]:
@@ -103,7 +103,7 @@ def _fit(opened: OpenBundle, samples: list[Sample], fit: FitConfig) -> Callable[
     return lambda: fit_latents(opened.network, values, fit, solver=solver)
 
 
-def _time_pipeline(path: Path, bundle_url: str, directory: Path, layout: Layout) -> Timing:
+def _time_pipeline(path: Path, bundle_url: str, directory: Path, layout: Layout, workers: int) -> Timing:
     started = time.monotonic()
     job = CompressJob(
         sources=(str(path),),
@@ -111,12 +111,14 @@ def _time_pipeline(path: Path, bundle_url: str, directory: Path, layout: Layout)
         output=str(directory / "archive"),
         request=QualityRequest(target_psnr_db=45.0),
         source=SourceConfig(select={"time": HELD_OUT}),
-        workers=2,
+        workers=workers,
         overwrite=True,
     )
     report = compress(job)
     seconds = time.monotonic() - started
-    return Timing("pipeline, 2 Ray workers, cold", report.summary.rate.samples, seconds, layout.points_per_sample)
+    return Timing(
+        f"pipeline, {workers} Ray workers, cold", report.summary.rate.samples, seconds, layout.points_per_sample
+    )
 
 
 def _median_seconds(work: Callable[[], object]) -> float:
@@ -143,11 +145,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="configs/demo.yaml")
     parser.add_argument("--output", type=Path, default=Path("bench"))
+    parser.add_argument("--workers", type=int, default=2, help="Ray workers of the pipeline; 0 runs without Ray")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory() as directory:
-            timings = run_benchmark(arguments.config, Path(directory))
+            timings = run_benchmark(arguments.config, Path(directory), arguments.workers)
     except VcinrError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -43,7 +43,7 @@ class DemoReport:
     picture: Path
 
 
-def run_demo(config_url: str, output: Path, workers: int, days: int = DAYS) -> DemoReport:
+def run_demo(config_url: str, output: Path, workers: int) -> DemoReport:
     """Run every stage; the output directory is overwritten.
 
     Raises:
@@ -64,7 +64,7 @@ def run_demo(config_url: str, output: Path, workers: int, days: int = DAYS) -> D
         seconds[name] = time.monotonic() - started
         return result
 
-    stage("make data", lambda: _make_source(source, days))
+    stage("make data", lambda: _make_source(source))
     stage("train", lambda: train(config, [str(source)], str(models)))
     job = CompressJob(
         sources=(str(source),),
@@ -125,8 +125,8 @@ def draw_selection(source: Path, field: Path, picture: Path) -> None:
         figure.savefig(picture, dpi=110)
 
 
-def _make_source(path: Path, days: int) -> None:
-    dataset = synthetic_reanalysis(days, 37, 57, seed=7, hours_per_step=6, region=(66.0, 30.0, -16.0, 40.0))
+def _make_source(path: Path) -> None:
+    dataset = synthetic_reanalysis(DAYS, 37, 57, seed=7, hours_per_step=6, region=(66.0, 30.0, -16.0, 40.0))
     write_synthetic(str(path), dataset)
 
 
