@@ -18,6 +18,7 @@ from vcinr_batch.codec.latent_codec import LatentCodec
 from vcinr_batch.codec.table_freezing import freeze_tables
 from vcinr_batch.codec.transforms import klt_transform
 from vcinr_batch.compression import (
+    OUT_OF_REACH_DB,
     OpenBundle,
     QualityRequest,
     check_layout,
@@ -268,6 +269,18 @@ def test_targets_out_of_reach_take_the_coarsest_or_finest_level(linear: World, t
     rows, rejected = compress(linear, linear.samples(), target=target)
     assert {row.quality for row in rows} == {level}
     assert rejected == []
+
+
+def test_where_the_target_is_out_of_reach_no_bits_are_spent_on_levels_that_gain_nothing(linear: World) -> None:
+    # Noise of 2 K that the basis cannot follow: PSNR stays below 20 log10(32 / 2) = 24 dB and a bit at every level.
+    noise = np.random.default_rng(0).normal(0, 2, POINTS)
+    samples = [linear.sample(i, linear.fields[i] + noise) for i in range(4)]
+    rows, _ = compress(linear, samples, target=45.0)
+    by_level = np.stack([psnr(errors_of(linear, compress(linear, samples, q)[0], samples)) for q in range(len(LEVELS))])
+    chosen = np.array([row.quality for row in rows])
+    assert (chosen < len(LEVELS) - 1).all()
+    lost = by_level[-1] - by_level[chosen, np.arange(4)]
+    assert (lost <= OUT_OF_REACH_DB + 0.07).all()  # rows round errors up by 1/128 at most, which is 0.07 dB
 
 
 def test_samples_that_cannot_be_compressed_are_rejected_by_name_and_the_rest_goes_on(world: World) -> None:

@@ -32,6 +32,8 @@ from vcinr_batch.metrics import max_error, psnr_db, rmse, round_up
 from vcinr_batch.network.fitting import ClosedFormSolver, decode_latents, fit_latents, make_solver
 from vcinr_batch.network.gated_siren import GatedSiren, parameter_shapes
 
+OUT_OF_REACH_DB = 0.1
+"""A sample that cannot reach its target PSNR may lose this much against the finest level."""
 GUARD_BAND = 1e-5
 """Added to every recorded error, as a share of the largest anomaly from the background: fp32 decodes on two machines
 differ by less. Measured: fp32 is off float64 by 4e-7 (2 layers of 48, w0 20) to 4e-6 (14 layers of 512, w0 30)."""
@@ -81,7 +83,7 @@ def compress_samples(
     Returns:
         Rows in the order of the samples, each with the error measured on its decoded bytes; and the samples that could
         not be compressed (infinite values, no value at all, a fit that diverged) with the reason. A sample that does
-        not reach the target PSNR at the finest level is stored at that level.
+        not reach the target PSNR even at the finest level is stored at the coarsest within 0.1 dB of that one.
 
     Raises:
         ConfigError: no such quality level.
@@ -288,7 +290,11 @@ def _choose_quality(
     blocks: Sequence[tuple[int, ...]],
     request: QualityRequest,
 ) -> NDArray[np.int64]:
-    """The level asked for, or for each sample the coarsest that reaches the target, by bisection over the levels."""
+    """The level asked for, or for each sample the coarsest that reaches the target, by bisection over the levels.
+
+    Where the fit leaves more error than the target allows, finer levels only cost bits: there the target is what the
+    finest level reaches, less `OUT_OF_REACH_DB`.
+    """
     finest = opened.codec.quality_count - 1
     if request.level is not None:
         if not 0 <= request.level <= finest:
@@ -296,15 +302,21 @@ def _choose_quality(
         return np.full(len(latents), request.level, np.int64)
     assert request.target_psnr_db is not None
     background = background_at(opened.bundle.normalizer, layout, blocks)
-    low, high = np.zeros(len(latents), np.int64), np.full(len(latents), finest, np.int64)
-    while (low < high).any():
-        middle = (low + high) // 2
+
+    def psnr_at(levels: NDArray[np.int64]) -> NDArray[np.float64]:
         trial = np.empty_like(latents)
-        for level in np.unique(middle):
-            at = np.flatnonzero(middle == level)
+        for level in np.unique(levels):
+            at = np.flatnonzero(levels == level)
             trial[at] = opened.codec.latents_of(opened.codec.symbols(latents[at], int(level)), int(level))
         recorded_rmse, _ = _recorded_errors(_decode_values(opened, trial, layout, blocks), batch, background)
-        reached = psnr_db(recorded_rmse, batch.value_range) >= request.target_psnr_db
+        return psnr_db(recorded_rmse, batch.value_range)
+
+    low, high = np.zeros(len(latents), np.int64), np.full(len(latents), finest, np.int64)
+    best = psnr_at(high)
+    target = np.where(best >= request.target_psnr_db, request.target_psnr_db, best - OUT_OF_REACH_DB)
+    while (low < high).any():
+        middle = (low + high) // 2
+        reached = psnr_at(middle) >= target
         low, high = np.where(reached, low, np.minimum(middle + 1, high)), np.where(reached, middle, high)
     return high
 

@@ -131,7 +131,7 @@ def request_text(request: Mapping[str, Any], lowest_psnr_db: float) -> str:
     if not isinstance(target, int | float):
         return f"quality level {request.get('quality', 'unknown')}"
     missed = lowest_psnr_db < target - _ROUNDING_DB
-    return f"PSNR {target:g} dB" + ("; not reached by every sample, even at the finest level" if missed else "")
+    return f"PSNR {target:g} dB" + ("; out of reach for some samples" if missed else "")
 
 
 def quality_text(counts: Mapping[int, int], psnr_db: Sequence[float]) -> str:
