@@ -12,9 +12,7 @@ import pytest
 import safetensors.numpy
 
 from vcinr_batch.bundle import (
-    MAX_POINTS,
     Bundle,
-    check_bundle,
     find_bundle,
     load_bundle,
     make_bundle,
@@ -25,9 +23,9 @@ from vcinr_batch.compression import open_bundle
 from vcinr_batch.config import RunConfig, parse_config
 from vcinr_batch.data.axes import Axis
 from vcinr_batch.data.coordinates import Grid
+from vcinr_batch.data.layout import MAX_POINTS
 from vcinr_batch.data.normalization import Normalizer
 from vcinr_batch.errors import (
-    BundleMismatchError,
     CorruptBitstreamError,
     SourceError,
     UnsupportedFormatError,
@@ -275,13 +273,6 @@ def test_quality_levels_are_known_by_their_measured_or_nominal_psnr(
 ) -> None:
     bundle, _ = make({"codec": {"quality_psnr_db": [30.0]}}, report)
     assert bundle.quality_psnr_db == expected
-
-
-def test_the_bundle_of_an_archive_is_checked_by_digest() -> None:
-    bundle, _ = make()
-    check_bundle(bundle, bundle.sha256)
-    with pytest.raises(BundleMismatchError, match=f"needs bundle {'0' * 64}, got {bundle.sha256}"):
-        check_bundle(bundle, "0" * 64)
 
 
 def test_the_default_config_survives_the_header() -> None:

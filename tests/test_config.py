@@ -135,6 +135,27 @@ def test_a_setting_that_cannot_be_is_refused(tmp_path: Path, setting: str, probl
         load_config(str(path), [setting])
 
 
+@pytest.mark.parametrize(
+    ("text", "settings", "origin"),
+    [
+        ("", ["network.rank=3", "network.width=3"], r"setting 'network\.width=3': unknown"),
+        ("", [" network . rank = 0", "fit.inner_steps=4"], r"setting ' network \. rank = 0': network\.rank"),
+        ("", ["layers.depth=3"], r".*run\.yaml with setting 'layers\.depth=3': unknown"),
+        ("", ["network.modulation=none"], r".*run\.yaml with setting 'network\.modulation=none': network"),
+        ("network: {rank: 0}", ["network.hidden_dim=4"], r".*run\.yaml: network\.rank"),
+        ("sample: {block: {time: 0}}", ["network.rank=4"], r".*run\.yaml: sample\.block\.time"),
+        ("", ["sample.block={time: 0}"], r"setting 'sample\.block={time: 0}': sample\.block\.time"),
+    ],
+)
+def test_a_problem_is_blamed_on_the_setting_or_the_file_that_it_stands_in(
+    tmp_path: Path, text: str, settings: list[str], origin: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"^{origin}"):
+        load_config(str(path), settings)
+
+
 def test_settings_change_the_file_key_by_key(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("network: {latent_dim: 8}\n")

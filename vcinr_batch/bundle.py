@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 
 from vcinr_batch.config import RunConfig, parse_config
 from vcinr_batch.data.coordinates import Grid, grid_from_json, grid_to_json
+from vcinr_batch.data.layout import MAX_POINTS
 from vcinr_batch.data.normalization import Normalizer, normalizer_from_arrays, normalizer_to_arrays
 from vcinr_batch.errors import (
-    BundleMismatchError,
     ConfigError,
     CorruptBitstreamError,
     SourceError,
@@ -23,8 +23,6 @@ from vcinr_batch.errors import (
 from vcinr_batch.storage import StorageOptions, join_url, list_urls, read_bytes, sha256_hex, write_bytes
 
 BUNDLE_VERSION = 1
-MAX_POINTS = 1 << 24
-"""Largest sample that a reader accepts, in points."""
 _HEADER = "vcinr-bundle"
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -162,12 +160,6 @@ def parse_bundle(data: bytes, expected_sha256: str, name: str = "bundle") -> Bun
             raise
         cause = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         raise CorruptBitstreamError(f"{name}: not a vcinr bundle ({cause})") from error
-
-
-def check_bundle(bundle: Bundle, expected_sha256: str) -> None:
-    """Raises BundleMismatchError, naming both digests, if this is not the bundle that an archive was written with."""
-    if bundle.sha256 != expected_sha256:
-        raise BundleMismatchError(f"the archive needs bundle {expected_sha256}, got {bundle.sha256}")
 
 
 def _expected_digest(url: str) -> str:

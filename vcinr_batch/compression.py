@@ -214,8 +214,8 @@ def _fit_each(opened: OpenBundle, batch: _Batch) -> tuple[Values, dict[int, str]
             for i in at:
                 try:
                     latents[i] = _fit(opened, batch.normalized[i : i + 1], mask)[0]
-                except FittingError as error:
-                    failures[int(i)] = str(error)
+                except FittingError:
+                    failures[int(i)] = "the fit diverged"  # the error counts samples within the batch of one
     return latents, failures
 
 

@@ -194,11 +194,16 @@ def load_config(url: str, settings: Sequence[str] = ()) -> RunConfig:
     content = {} if content is None else content
     for setting in settings:
         content = _with_setting(content, setting)
-    return parse_config(content, url)
+    return parse_config(content, url, settings)
 
 
-def parse_config(content: Any, name: str = "config") -> RunConfig:
+def parse_config(content: Any, name: str = "config", settings: Sequence[str] = ()) -> RunConfig:
     """Check a nested mapping and return it as a `RunConfig`.
+
+    Args:
+        content: sections and their keys.
+        name: where it came from.
+        settings: those that are in it already; a problem with one of them is not blamed on `name`.
 
     Raises:
         ConfigError: as `load_config`.
@@ -208,7 +213,19 @@ def parse_config(content: Any, name: str = "config") -> RunConfig:
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{name}: {_first_problem(error)}") from error
+        raise ConfigError(f"{_origin(error, name, settings)}: {_first_problem(error)}") from error
+
+
+def _origin(error: ValidationError, name: str, settings: Sequence[str]) -> str:
+    """Where the first problem came from: a setting, the file, or a section of the file that settings changed."""
+    problem = ".".join(str(part) for part in error.errors()[0]["loc"])
+    for setting in reversed(settings):
+        key = ".".join(part.strip() for part in setting.partition("=")[0].split("."))
+        if f"{problem}.".startswith(f"{key}."):
+            return f"setting {setting!r}"
+        if key.startswith(f"{problem}."):
+            return f"{name} with setting {setting!r}"
+    return name
 
 
 def _with_setting(content: Any, setting: str) -> dict[str, Any]:

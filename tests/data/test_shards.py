@@ -10,6 +10,7 @@ import xarray
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vcinr_batch.archive.manifest import check_path
 from vcinr_batch.config import SampleConfig, SourceConfig
 from vcinr_batch.data import shards as shards_module
 from vcinr_batch.data.axes import Axis
@@ -103,6 +104,24 @@ def test_planning_millions_of_samples_takes_no_time() -> None:
 
 def test_a_shard_names_its_part() -> None:
     assert shard_name(layout_of((3,), (1,)), Shard(12, (0,), (3,))) == "v-00000012"
+
+
+@pytest.mark.parametrize(
+    ("variable", "expected"),
+    [
+        ("air_temperature-2.m", "air_temperature-2.m-00000001"),
+        ("a-b.c%d", "a-b.c~25d-00000001"),
+        ("group/t[m]*?#:", "group~2ft~5bm~5d~2a~3f~23~3a-00000001"),
+        ("a~25d", "a~7e25d-00000001"),
+        ("..", "~2e.-00000001"),
+        ("température", "temp~c3~a9rature-00000001"),
+    ],
+)
+def test_a_part_can_be_named_after_any_variable(variable: str, expected: str) -> None:
+    layout = Layout(variable, (Axis("x", np.arange(3)),), (1,))
+    name = shard_name(layout, Shard(1, (0,), (3,)))
+    assert name == expected
+    check_path(f"parts/{name}.parquet")
 
 
 def test_samples_come_in_order_with_their_values_and_gaps(source: FieldSource, monkeypatch: pytest.MonkeyPatch) -> None:

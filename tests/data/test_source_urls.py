@@ -1,8 +1,11 @@
 from pathlib import Path
 
 import pytest
+import xarray
 
+from vcinr_batch.config import SourceConfig
 from vcinr_batch.data.source_urls import expand_urls, group_by_member
+from vcinr_batch.data.sources import open_fields
 from vcinr_batch.errors import ConfigError, SourceError
 
 
@@ -11,6 +14,16 @@ def test_patterns_become_the_files_they_match(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     found = expand_urls([str(tmp_path / "*.nc"), str(tmp_path / "c.grib"), str(tmp_path / "a.nc")], {})
     assert [Path(url).name for url in found] == ["a.nc", "b.nc", "c.grib"]
+
+
+@pytest.mark.parametrize("name", ["a[1].nc", "a?.nc", "a*.nc"])
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path, name: str) -> None:
+    for other in (name, "a1.nc", "ab.nc"):
+        xarray.Dataset({"t": ("x", [1.0, 2.0])}).to_netcdf(tmp_path / "plain.nc")
+        (tmp_path / "plain.nc").rename(tmp_path / other)
+    url = str(tmp_path / name)
+    assert expand_urls(url, {}) == (url,)
+    assert open_fields(url, SourceConfig()).urls == (url,)
 
 
 @pytest.mark.parametrize(("urls", "problem"), [([], "no source given"), (["nothing*.nc"], "no file matches nothing")])

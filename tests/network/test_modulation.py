@@ -63,7 +63,7 @@ def test_the_gate_multiplies_hidden_matrices_elementwise_and_leaves_biases_alone
 
 
 def test_a_new_gate_depends_on_the_latent() -> None:
-    """U and V both at zero would pass no gradient to the latent (METHOD section 1)."""
+    """U and V both at zero would pass no gradient to the latent."""
     gate = GateModulation(CONFIG)
     latents = torch.randn(1, 4, requires_grad=True)
     gate.gates(latents).pow(2).sum().backward()

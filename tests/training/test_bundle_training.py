@@ -16,7 +16,7 @@ from vcinr_batch.data.coordinates import make_grid
 from vcinr_batch.data.normalization import fit_normalizer
 from vcinr_batch.data.shards import iter_samples, make_layout, plan_shards
 from vcinr_batch.data.sources import FieldSource, open_fields
-from vcinr_batch.errors import SourceError
+from vcinr_batch.errors import ConfigError, SourceError
 from vcinr_batch.storage import sha256_hex
 from vcinr_batch.training.bundle_training import (
     Progress,
@@ -132,9 +132,39 @@ def test_a_checkpoint_serves_only_the_run_that_it_belongs_to(
     url = str(tmp_path / "state")
     with pytest.raises(KeyboardInterrupt):
         train_bundle(source, make_config(), url, stop_at("meta-learning", 2))
-    with pytest.raises(KeyboardInterrupt):
-        # A run that starts anew passes step 2 again.
-        train_bundle(source, make_config(**change), url, stop_at("meta-learning", 4 if continued else 2))
+    left, config = Path(url).read_bytes(), make_config(**change)
+    if continued:
+        with pytest.raises(KeyboardInterrupt):
+            train_bundle(source, config, url, stop_at("meta-learning", 4))
+    else:
+        with pytest.raises(ConfigError, match=r"state: checkpoint of another run .* delete it or give --checkpoint"):
+            train_bundle(source, config, url)
+        assert Path(url).read_bytes() == left
+
+
+@pytest.mark.parametrize("background", ["none", "mean", "climatology"])
+def test_a_field_that_does_not_vary_is_refused_before_training(tmp_path: Path, background: str) -> None:
+    config = make_config(normalizer={"background": background})
+    source = open_fields(write(tmp_path / "t2m.nc", np.full((HOURS, HEIGHT, WIDTH), 280.1)), config.source)
+    stages: list[str] = []
+    with pytest.raises(SourceError, match=f"t2m does not vary: all {HOURS} samples are their background everywhere"):
+        train_bundle(source, config, progress=lambda stage, *_: stages.append(stage))
+    assert stages == []
+
+
+def test_a_latent_longer_than_a_sample_is_refused_before_training(tmp_path: Path) -> None:
+    values = waves()
+    values[:, 0, 0] = np.nan
+    source = open_fields(write(tmp_path / "t2m.nc", values), make_config().source)
+    config = make_config(network={"latent_dim": HEIGHT * WIDTH})
+    with pytest.raises(ConfigError, match=r"network\.latent_dim = 48, but a sample of t2m has 47 values"):
+        train_bundle(source, config)
+
+
+def test_samples_of_one_point_are_refused(source: FieldSource) -> None:
+    config = make_config(network={"latent_dim": 1}, sample={"block": {"time": 1, "latitude": 1, "longitude": 1}})
+    with pytest.raises(ConfigError, match="samples of at least 2 points with values, these have 1"):
+        train_bundle(source, config)
 
 
 def test_the_report_says_what_was_trained(source: FieldSource) -> None:
@@ -168,7 +198,8 @@ def test_with_a_single_usable_hour_some_tiles_train_and_some_validate(tmp_path: 
     values = waves(2)
     values[1] = np.nan
     source = open_fields(write(tmp_path / "t2m.nc", values), make_config().source)
-    samples = load(source, make_config(sample={"block": {"time": 1, "latitude": 3, "longitude": 4}}))
+    block = {"time": 1, "latitude": 3, "longitude": 4}
+    samples = load(source, make_config(sample={"block": block}, normalizer={"background": "none"}))
     np.testing.assert_array_equal(samples.validation, [False, False, False, True])
 
 

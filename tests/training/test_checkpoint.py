@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 from torch import nn
 
-from vcinr_batch.errors import CorruptBitstreamError, UnsupportedFormatError, VcinrError
+from vcinr_batch.errors import ConfigError, CorruptBitstreamError, UnsupportedFormatError, VcinrError
 from vcinr_batch.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -85,9 +85,10 @@ def test_no_file_is_no_checkpoint(url: str) -> None:
     assert load_checkpoint(url, "run-1") is None
 
 
-def test_a_checkpoint_of_another_run_is_ignored(url: str) -> None:
+def test_a_checkpoint_of_another_run_is_refused(url: str) -> None:
     save_checkpoint(make_checkpoint(), url)
-    assert load_checkpoint(url, "run-2") is None
+    with pytest.raises(ConfigError, match=r"state\.safetensors: checkpoint of another run .*; delete it or give"):
+        load_checkpoint(url, "run-2")
 
 
 def test_a_later_checkpoint_replaces_the_earlier_one_and_leaves_nothing_beside_it(url: str) -> None:

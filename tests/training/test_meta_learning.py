@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vcinr_batch.config import FitConfig, MetaLearningConfig, NetworkConfig
-from vcinr_batch.errors import CorruptBitstreamError, FittingError
+from vcinr_batch.errors import ConfigError, CorruptBitstreamError, FittingError
 from vcinr_batch.network.gated_siren import GatedSiren
 from vcinr_batch.network.modulation import SparseShiftModulation
 from vcinr_batch.training import meta_learning as module
@@ -195,12 +195,13 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert same_weights(weights_of(first), weights_of(again))
 
 
-def test_a_checkpoint_of_another_run_is_not_continued(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_neither_continued_nor_replaced(tmp_path: Path) -> None:
     url, data = str(tmp_path / "state"), make_data()
     meta_learn(make_network(), data, make_config(), FIT, "run", url)
-    steps: list[int] = []
-    meta_learn(make_network(), data, make_config(), FIT, "other", url, lambda step, *_: steps.append(step))
-    assert steps == [4, 8, 12]
+    left = Path(url).read_bytes()
+    with pytest.raises(ConfigError, match="state: checkpoint of another run"):
+        meta_learn(make_network(), data, make_config(), FIT, "other", url)
+    assert Path(url).read_bytes() == left
 
 
 def test_a_checkpoint_of_another_network_is_our_error(tmp_path: Path) -> None:
@@ -271,6 +272,12 @@ def test_a_small_grid_is_shared_out_in_proportion(points: int, shares: tuple[int
     config = make_config(fit_points=12, loss_points=6)
     parts = split_points(torch.ones(points, dtype=torch.bool), config, torch.Generator())
     assert tuple(map(len, parts)) == shares
+
+
+@pytest.mark.parametrize("points", [0, 1])
+def test_a_single_point_cannot_be_split(points: int) -> None:
+    with pytest.raises(ConfigError, match=f"at least 2 points with values, these have {points}"):
+        split_points(torch.arange(3) < points, make_config(), torch.Generator())
 
 
 def test_the_learning_rate_warms_up_and_falls_like_a_cosine() -> None:

@@ -9,19 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from vcinr_batch.data.axis_json import checked_attributes, checked_int, checked_object
-from vcinr_batch.data.layout import Layout, layout_from_json, layout_to_json
+from vcinr_batch.data.attributes_json import attributes_from_json, attributes_to_json
+from vcinr_batch.data.axis_json import checked_int, checked_object
+from vcinr_batch.data.layout import MAX_POINTS, Layout, layout_from_json, layout_to_json
 from vcinr_batch.errors import ConfigError, CorruptBitstreamError, SourceError, UnsupportedFormatError
-from vcinr_batch.storage import StorageOptions, join_url, public_url, read_bytes, write_bytes
+from vcinr_batch.storage import StorageOptions, create_bytes, join_url, public_url, read_bytes, write_bytes
 
 MANIFEST_NAME = "manifest.json.gz"
 FORMAT_NAME = "vcinr-archive"
 FORMAT_VERSION = 1
 
 _MAX_BYTES = 64 << 20
-_MAX_POINTS = 2**31
 _GZIP_HEADER = bytes([0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 2, 255])  # deflate, no name, no time, best compression, no system
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -111,18 +109,28 @@ class Manifest:
         return f"models/{self.bundle_sha256}.safetensors"
 
 
-def commit_manifest(manifest: Manifest, url: str, *, storage_options: StorageOptions = None) -> int:
+def commit_manifest(
+    manifest: Manifest, url: str, *, overwrite: bool = False, storage_options: StorageOptions = None
+) -> int:
     """Write the manifest of the archive at `url`, which makes it one; everything it names must be there already.
+
+    Args:
+        manifest: what the archive holds.
+        url: of the archive.
+        overwrite: replace the manifest that is there, in one step.
+        storage_options: of the file system.
 
     Returns:
         Its size in bytes, which are a pure function of the manifest.
 
     Raises:
+        ArchiveExistsError: a manifest is there, and `overwrite` is not set.
         SourceError: the place cannot be written.
     """
     text = json.dumps(manifest_to_json(manifest), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     data = _gzip(text.encode())
-    write_bytes(join_url(url, MANIFEST_NAME), data, storage_options=storage_options)
+    write = write_bytes if overwrite else create_bytes
+    write(join_url(url, MANIFEST_NAME), data, storage_options=storage_options)
     return len(data)
 
 
@@ -157,13 +165,13 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "generator": manifest.generator,
         "layout": layout_to_json(manifest.layout),
         "unit": manifest.unit,
-        "attributes": _plain(manifest.attributes),
-        "dataset_attributes": _plain(manifest.dataset_attributes),
-        "encoding": _plain(manifest.encoding),
+        "attributes": attributes_to_json(manifest.attributes),
+        "dataset_attributes": attributes_to_json(manifest.dataset_attributes),
+        "encoding": attributes_to_json(manifest.encoding),
         "source_bits": manifest.source_bits,
         "sources": list(manifest.source_names),
         "bundle": manifest.bundle_sha256,
-        "quality": _plain(manifest.quality),
+        "quality": attributes_to_json(manifest.quality),
         "container": manifest.container,
         "parts": [_part_to_json(part) for part in manifest.parts],
     }
@@ -182,14 +190,18 @@ def manifest_from_json(content: Any) -> Manifest:
     other_keys = {"format", "version", "layout", "source_bits", "sources", "parts"}
     fields = checked_object(content, "a manifest", text_keys | object_keys | other_keys)
     texts = {key: _checked_text(fields[key], key) for key in text_keys}
-    objects = {key: checked_attributes(fields[key], key) for key in object_keys}
+    objects = {key: attributes_from_json(fields[key], key) for key in object_keys}
     if texts["container"] != "parquet":
         raise UnsupportedFormatError(f"container {texts['container'][:40]!r}; this version reads 'parquet'")
     if not isinstance(fields["sources"], list) or not isinstance(fields["parts"], list):
         raise CorruptBitstreamError("sources and parts must be lists")
     layout = layout_from_json(fields["layout"])
-    if layout.points_per_sample * layout.channels > _MAX_POINTS:
-        raise CorruptBitstreamError(f"samples of {layout.points_per_sample} points; at most {_MAX_POINTS} are read")
+    if layout.channels != 1:
+        raise UnsupportedFormatError(
+            f"samples of {layout.channels} channels; this version reads fields, of one channel"
+        )
+    if layout.points_per_sample > MAX_POINTS:
+        raise CorruptBitstreamError(f"samples of {layout.points_per_sample} points; at most {MAX_POINTS} are read")
     try:
         return Manifest(
             layout=layout,
@@ -294,19 +306,6 @@ def _checked_spans(content: Any, what: str) -> tuple[tuple[int, int], ...]:
     if not isinstance(content, list) or any(not isinstance(span, list) or len(span) != 2 for span in content):
         raise CorruptBitstreamError(f"{what} must be a list of byte ranges")
     return tuple((checked_int(a, what, 0, 2**62), checked_int(b, what, 0, 2**62)) for a, b in content)
-
-
-def _plain(value: Any) -> Any:
-    """Numpy's scalars and arrays as JSON values; what JSON has no number for, as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
 def _gzip(data: bytes) -> bytes:

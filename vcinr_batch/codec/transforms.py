@@ -73,7 +73,7 @@ def klt_transform(
     leading: int | None = None,
     hidden_dim: int = 0,
 ) -> LatentTransform:
-    """Karhunen-Loeve transform of latents whose errors count under a metric (METHOD section 4).
+    """Karhunen-Loeve transform of latents whose errors count under a metric.
 
     The code is orthonormal in the decoder's output: an error in z costs what it costs there,
     `(phi - phi')^T M (phi - phi') = |z - z'|^2`, and its dimensions are uncorrelated, largest variance first.

@@ -2,14 +2,13 @@
 
 import base64
 import binascii
-import math
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vcinr_batch.data.attributes_json import attributes_from_json, attributes_to_json
 from vcinr_batch.data.axes import Axis, make_axis
 from vcinr_batch.data.times import check_units, decode_times
 from vcinr_batch.errors import ConfigError, CorruptBitstreamError
@@ -19,14 +18,13 @@ _MAX_DECIMALS = 9
 # Beyond these a progression could overflow; labels are then packed one by one.
 _INT_BOUND = 2**62
 _FLOAT_BOUND = 1e15
-_MAX_ATTRIBUTE_DEPTH = 8
 
 
 def axis_to_json(axis: Axis) -> dict[str, Any]:
     """The axis as JSON values; `axis_from_json` gives the very same labels back."""
     content: dict[str, Any] = {"name": axis.name, "labels": _labels_to_json(axis.values)}
     if axis.attributes:
-        content["attributes"] = dict(axis.attributes)
+        content["attributes"] = attributes_to_json(axis.attributes)
     if axis.source_values is not None:
         content["source_labels"] = _labels_to_json(axis.source_values)
     return content
@@ -46,7 +44,7 @@ def axis_from_json(content: Any, label_cap: int = LABEL_CAP) -> Axis:
     name = fields["name"]
     if not isinstance(name, str) or not name:
         raise CorruptBitstreamError(f"the name of an axis must be a text, got {str(name)[:40]!r}")
-    attributes = checked_attributes(fields.get("attributes", {}), f"axis {name!r}")
+    attributes = attributes_from_json(fields.get("attributes", {}), f"axis {name!r}")
     values = _labels_from_json(fields["labels"], name, label_cap)
     if "source_labels" not in fields:
         axis = Axis(name, values, attributes)
@@ -74,17 +72,6 @@ def checked_object(content: Any, what: str, required: set[str], optional: set[st
     return content
 
 
-def checked_attributes(content: Any, what: str) -> dict[str, Any]:
-    """Attributes: a JSON object of texts, numbers, truth values, nulls and lists or objects of them.
-
-    Raises:
-        CorruptBitstreamError: anything else.
-    """
-    if not isinstance(content, dict) or not _is_plain(content, _MAX_ATTRIBUTE_DEPTH):
-        raise CorruptBitstreamError(f"{what}: its attributes are not an object of plain JSON values")
-    return content
-
-
 def checked_int(content: Any, what: str, low: int, high: int) -> int:
     """A JSON integer in [low, high].
 
@@ -94,18 +81,6 @@ def checked_int(content: Any, what: str, low: int, high: int) -> int:
     if not isinstance(content, int) or isinstance(content, bool) or not low <= content <= high:
         raise CorruptBitstreamError(f"{what} must be an integer from {low} to {high}, got {str(content)[:40]!r}")
     return content
-
-
-def _is_plain(content: Any, depth: int) -> bool:
-    if content is None or isinstance(content, (str, bool, int)):
-        return True
-    if isinstance(content, float):
-        return math.isfinite(content)
-    if depth == 0:
-        return False
-    if isinstance(content, Mapping):
-        return all(isinstance(key, str) and _is_plain(value, depth - 1) for key, value in content.items())
-    return isinstance(content, list) and all(_is_plain(value, depth - 1) for value in content)
 
 
 def _labels_to_json(values: NDArray[Any]) -> list[str] | dict[str, Any]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import xarray
 
 __all__ = [
+    "MAX_POINTS",
     "Axis",
     "Layout",
     "axis_from_json",
@@ -34,6 +35,8 @@ __all__ = [
     "to_source_order",
 ]
 
+MAX_POINTS = 1 << 24
+"""Largest sample that a reader of an archive or a bundle accepts, in points."""
 _MAX_AXES = 32
 # Attributes of ours that `axis_variable` turns back into the source's own.
 _SOURCE_KEYS = ("source_units", "source_calendar", "source_dtype")
@@ -125,8 +128,8 @@ def axis_variable(axis: Axis) -> "xarray.Variable":
         return xarray.Variable((axis.name,), labels.astype(_source_dtype(axis, labels.dtype)), attributes)
     units, calendar = str(attributes.pop("units")), str(attributes.pop("calendar", "standard"))
     encoding = {
-        "units": axis.attributes.get("source_units", units),
-        "calendar": axis.attributes.get("source_calendar", calendar),
+        "units": str(axis.attributes.get("source_units", units)),
+        "calendar": str(axis.attributes.get("source_calendar", calendar)),
     }
     return xarray.Variable((axis.name,), decode_times(labels, units, calendar), attributes, encoding)
 
@@ -176,4 +179,4 @@ def _source_dtype(axis: Axis, default: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype that the source had; anything but a plain number type is ignored, since files are untrusted."""
     name = axis.attributes.get("source_dtype")
     known = ("float32", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
-    return np.dtype(name) if name in known else default
+    return np.dtype(str(name)) if str(name) in known else default

@@ -1,6 +1,7 @@
 """Cuts a layout into shards, the pieces one worker handles, and turns a shard into samples."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -69,8 +70,9 @@ def plan_shards(layout: Layout, shard_samples: int, chunk_shape: Sequence[int]) 
 
 
 def shard_name(layout: Layout, shard: Shard) -> str:
-    """The name of the part that a shard becomes: `t2m-00000012`."""
-    return f"{layout.variable}-{shard.index:08d}"
+    """The name of the part that a shard becomes: `t2m-00000012`; `a%d` becomes `a~25d-00000012`, for any store."""
+    escaped = re.sub(r"^\.|[^A-Za-z0-9._-]", lambda found: _tilde_hex(found[0]), layout.variable)
+    return f"{escaped}-{shard.index:08d}"
 
 
 def shard_blocks(shard: Shard) -> Iterator[tuple[int, ...]]:
@@ -104,6 +106,11 @@ def shard_extent(layout: Layout, shard: Shard) -> tuple[slice, ...]:
         slice(a * length, min(b * length, len(axis)))
         for a, b, length, axis in zip(shard.start, shard.stop, layout.block_shape, layout.axes, strict=True)
     )
+
+
+def _tilde_hex(character: str) -> str:
+    # A tilde, since stores, URLs and patterns each have a meaning for a percent sign.
+    return "".join(f"~{byte:02x}" for byte in character.encode("utf-8", errors="surrogatepass"))
 
 
 def _shard_shape(layout: Layout, shard_samples: int, chunk_shape: Sequence[int]) -> list[int]:

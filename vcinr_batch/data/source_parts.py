@@ -1,6 +1,5 @@
 """What one file of a source holds: its axes, its encoding, and which variables there are to choose from."""
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ import numpy as np
 import xarray
 from numpy.typing import NDArray
 
+from vcinr_batch.data.attributes_json import attributes_from_json, attributes_to_json
 from vcinr_batch.data.axes import Axis, make_axis
 from vcinr_batch.data.grib_headers import grib_bits_per_value, grib_variables
 from vcinr_batch.data.stores import StoreFile, find_store, open_store, reading
@@ -135,9 +135,9 @@ def _describe(file: StoreFile, dataset: xarray.Dataset, name: str, storage_optio
         variable=name,
         axes=tuple(axes),
         scalars=scalars,
-        attributes=_plain_mapping(array.attrs),
+        attributes=_attributes(array.attrs),
         # cfgrib writes the hour of reading into the history.
-        dataset_attributes=_plain_mapping(
+        dataset_attributes=_attributes(
             {k: v for k, v in dataset.attrs.items() if not (k == "history" and file.format == "grib")}
         ),
         encoding=encoding,
@@ -153,7 +153,7 @@ def _read_axis(dataset: xarray.Dataset, dim: str) -> Axis:
 
 
 def _to_axis(name: str, variable: xarray.Variable) -> Axis:
-    values, attributes = variable.values, _plain_mapping(variable.attrs)
+    values, attributes = variable.values, _attributes(variable.attrs)
     if values.dtype.kind == "M" or (values.dtype.kind == "O" and hasattr(values.ravel()[0], "calendar")):
         if values.dtype.kind == "M" and np.isnat(values).any():
             raise SourceError(f"dimension {name!r} has missing times")
@@ -188,9 +188,8 @@ def _source_time(variable: xarray.Variable, calendar: str) -> dict[str, str]:
 
 def _encoding(array: xarray.DataArray) -> dict[str, Any]:
     dtype = np.dtype(array.encoding.get("dtype", array.dtype))
-    return {"dtype": dtype.name} | {
-        key: _plain(array.encoding[key]) for key in _ENCODING_KEYS if array.encoding.get(key) is not None
-    }
+    kept = {key: array.encoding[key] for key in _ENCODING_KEYS if array.encoding.get(key) is not None}
+    return {"dtype": dtype.name} | _attributes(kept)
 
 
 def _chunk_length(array: xarray.DataArray, axis: Axis, file: StoreFile) -> int:
@@ -201,18 +200,6 @@ def _chunk_length(array: xarray.DataArray, axis: Axis, file: StoreFile) -> int:
     return int(length if np.ndim(length) == 0 else length[0])
 
 
-def _plain_mapping(attributes: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(key): _plain(value) for key, value in attributes.items()}
-
-
-def _plain(value: Any) -> Any:
-    """As a JSON value; numbers that JSON does not know become their names."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, (str, bool, int, float)) or value is None else str(value)
+def _attributes(attributes: Mapping[Any, Any]) -> dict[str, Any]:
+    """As a manifest gives them back: numbers of their type, anything that it has no word for as text."""
+    return attributes_from_json(attributes_to_json(attributes), "a source")

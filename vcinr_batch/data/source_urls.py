@@ -5,18 +5,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vcinr_batch.errors import ConfigError, SourceError
-from vcinr_batch.storage import list_urls, public_url
+from vcinr_batch.storage import exists, list_urls, public_url
 
 
 def expand_urls(urls: str | Sequence[str], storage_options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Every URL once, patterns replaced by what they match.
+    """Every URL once, patterns replaced by what they match; a file whose own name looks like a pattern is that file.
 
     Raises:
         SourceError: no URL at all, or a pattern that matches nothing.
     """
     found: dict[str, None] = {}
     for url in [urls] if isinstance(urls, str) else urls:
-        matches = list_urls(url, storage_options=storage_options) if _is_pattern(url) else [url]
+        literal = not _is_pattern(url) or exists(url, storage_options=storage_options)
+        matches = [url] if literal else list_urls(url, storage_options=storage_options)
         if not matches:
             raise SourceError(f"no file matches {public_url(url)}")
         found.update(dict.fromkeys(matches))

@@ -1,4 +1,4 @@
-"""Sample -> latent: the closed form with chord steps (METHOD section 4), or the published gradient steps."""
+"""Sample -> latent: the closed form with chord steps, or the published gradient steps."""
 
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ def tangent(network: GatedSiren, points: Tensor | None = None) -> tuple[Tensor, 
 def make_solver(
     network: GatedSiren, points: Tensor | None = None, mask: Tensor | None = None, dtype: torch.dtype = torch.float64
 ) -> ClosedFormSolver:
-    """Prepare `phi1 = phi0 + (J0^T J0 / N + mu I)^-1 J0^T (x - f0) / N` (METHOD section 4).
+    """Prepare `phi1 = phi0 + (J0^T J0 / N + mu I)^-1 J0^T (x - f0) / N`, Gauss-Newton at phi0.
 
     Args:
         network: the shared network; differentiable through all of this.
@@ -97,7 +97,7 @@ def gradient_fit(
 ) -> Tensor:
     """The published inner loop: `steps` of gradient descent on the MSE from phi0, one step size per dimension.
 
-    VC-INR and Functa: 3 steps, Meta-SGD (METHOD section 1). In training the graph is kept (second order).
+    VC-INR and Functa: 3 steps, Meta-SGD (Li et al. 2017). In training the graph is kept (second order).
 
     Args:
         values: [B, P, C].

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class LinearTerm(nn.Module):
-    """A basis [P, C, L] on the grid, started from a covariance basis (METHOD section 3); EOF is a special case."""
+    """A basis [P, C, L] on the grid, started from a covariance basis; EOF is a special case."""
 
     def __init__(self, point_count: int, channels: int, latent_dim: int) -> None:
         super().__init__()

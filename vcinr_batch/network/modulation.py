@@ -28,8 +28,8 @@ class GateModulation(nn.Module):
     """VC-INR: every hidden matrix is multiplied by the gate sigmoid(U V^T), U and V [H, R] from one latent.
 
     LayerNorm -> Linear -> LeakyReLU -> 2 residual blocks -> Linear, for all layers at once; the first sine layer is not
-    gated (METHOD section 1). Differs from the poster by the factor 1/sqrt(R) inside the sigmoid, which keeps the spread
-    of the gates independent of the rank.
+    gated (Schwarz et al. 2023). Differs from their poster by the factor 1/sqrt(R) inside the sigmoid, which keeps the
+    spread of the gates independent of the rank.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -57,7 +57,7 @@ class GateModulation(nn.Module):
 
 
 class ShiftModulation(nn.Module):
-    """Functa: a linear map from the latent to a bias shift of every sine layer (METHOD section 1)."""
+    """Functa: a linear map from the latent to a bias shift of every sine layer (Dupont et al. 2022)."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ class SirenWeights(nn.Module):
     """Shared weights of a SIREN: one first layer, N hidden layers of width H, one output layer.
 
     `weight_scale` multiplies the usual range of the hidden matrices: a sigmoid gate starts at one half, so the gated
-    network draws them from twice the range (METHOD section 1). `output_scale` multiplies the range of the output layer:
+    network draws them from twice the range. `output_scale` multiplies the range of the output layer:
     where only biases are shifted, a small output layer makes the closed form ask for shifts of several radians, far
     outside the range in which the network is linear (MPI-ESM, L = 64: it then does not learn at all).
     """
@@ -36,7 +36,7 @@ class SirenWeights(nn.Module):
 
 
 def evaluate_siren(shared: SirenWeights, coordinates: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Evaluate `c_l = sin(w0 * (W_l c_{l-1} + b_l))` with per-sample weights and biases (METHOD section 1).
+    """Evaluate `c_l = sin(w0 * (W_l c_{l-1} + b_l))` with per-sample weights and biases (VC-INR, Schwarz et al. 2023).
 
     Args:
         shared: the first layer's matrix and the output layer.

@@ -24,13 +24,15 @@ from vcinr_batch.data.normalization import (
 from vcinr_batch.data.samples import Sample, rejection_reason
 from vcinr_batch.data.shards import Shard, iter_samples, make_layout, plan_shards
 from vcinr_batch.data.sources import FieldSource
-from vcinr_batch.errors import SourceError
+from vcinr_batch.errors import ConfigError, SourceError
 from vcinr_batch.network.fitting import decode_latents, fit_latents, tangent
 from vcinr_batch.network.gated_siren import GatedSiren
 from vcinr_batch.storage import StorageOptions, sha256_hex
 from vcinr_batch.training.codec_training import train_codec
 from vcinr_batch.training.localized_basis import start_linear_term
 from vcinr_batch.training.meta_learning import TrainingData, mean_psnr, meta_learn
+
+_ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Called with the stage, the step, the number of steps and the latest figures."""
@@ -70,8 +72,8 @@ def train_bundle(
         The bundle and its file's bytes.
 
     Raises:
-        SourceError: no usable sample, or too few to hold some back for validation.
-        ConfigError: a block or basis that does not fit the source.
+        SourceError: no usable sample, too few to hold some back for validation, or nothing in them that varies.
+        ConfigError: a block, basis or latent that does not fit the source, or a checkpoint of another run.
         FittingError: training diverged from the start.
     """
     layout = make_layout(source, config.sample)
@@ -79,6 +81,7 @@ def train_bundle(
     shards = plan_shards(layout, config.sample.shard_samples, source.chunk_shape)
     normalizer = fit_normalizer(source, layout, config.normalizer, shards)
     samples = load_training_samples(source, layout, grid, normalizer, shards, config.meta_learning.validation_share)
+    _check_latent_dim(samples, layout, config)
     network = start_network(samples, grid, config)
     data = _tensors(samples)
     outer = meta_learn(
@@ -118,8 +121,9 @@ def load_training_samples(
     """Read and normalise every usable sample; the last along the first axis are marked for validation.
 
     Raises:
-        SourceError: fewer than two usable samples.
+        SourceError: fewer than two usable samples, or they all are their background.
     """
+    varies = False
     normalized, masks, blocks, ranges = [], [], [], []
     for shard in shards:
         usable = [sample for sample in iter_samples(source, layout, grid, shard) if rejection_reason(sample) is None]
@@ -128,15 +132,18 @@ def load_training_samples(
         index = [sample.block for sample in usable]
         mask = np.stack([_mask(sample) for sample in usable])
         scale = scale_at(normalizer, layout, index)
-        values = normalize(
-            np.stack([sample.values for sample in usable]), background_at(normalizer, layout, index), scale
+        values, background = np.stack([sample.values for sample in usable]), background_at(normalizer, layout, index)
+        varies = varies or bool(
+            np.any(mask[..., None] & (np.abs(values - background) > _ROUNDING * np.abs(background)))
         )
-        normalized.append(np.where(mask[..., None], values, np.float32(0)))
+        normalized.append(np.where(mask[..., None], normalize(values, background, scale), np.float32(0)))
         masks.append(mask)
         blocks += index
         ranges.append(range_at(normalizer, layout, index) / scale[:, 0, 0])
     if len(blocks) < 2:
         raise SourceError(f"{source.variable}: training needs at least 2 usable samples, found {len(blocks)}")
+    if not varies:
+        raise SourceError(f"{source.variable} does not vary: all {len(blocks)} samples are their background everywhere")
     held_back = _last_share(np.array(blocks), layout, validation_share)
     every = np.concatenate(normalized)
     return TrainingSamples(every, np.concatenate(masks).any(axis=0), held_back, float(np.concatenate(ranges).mean()))
@@ -155,6 +162,14 @@ def start_network(samples: TrainingSamples, grid: Grid, config: RunConfig) -> Ga
         with torch.no_grad():
             network.linear.basis.copy_(torch.from_numpy(start))
     return network
+
+
+def _check_latent_dim(samples: TrainingSamples, layout: Layout, config: RunConfig) -> None:
+    latent_dim, values = config.network.latent_dim, int(samples.valid.sum()) * layout.channels
+    if latent_dim > values:
+        raise ConfigError(
+            f"network.latent_dim = {latent_dim}, but a sample of {layout.variable} has {values} values; take no more"
+        )
 
 
 def _round_basis(network: GatedSiren) -> None:

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from vcinr_batch.errors import CorruptBitstreamError, UnsupportedFormatError
-from vcinr_batch.storage import StorageOptions, exists, read_bytes, sha256_hex, write_bytes
+from vcinr_batch.errors import ConfigError, CorruptBitstreamError, UnsupportedFormatError
+from vcinr_batch.storage import StorageOptions, exists, public_url, read_bytes, sha256_hex, write_bytes
 
 CHECKPOINT_VERSION = 1
 
@@ -21,7 +21,7 @@ class Checkpoint:
     """Everything that a training run needs to go on as if it had not stopped."""
 
     identity: str
-    """Digest of what the run depends on (config and data); another identity does not resume."""
+    """Digest of what the run depends on (config and data); another identity is refused."""
     step: int
     best_step: int
     best_score: float
@@ -52,9 +52,10 @@ def save_checkpoint(checkpoint: Checkpoint, url: str, storage_options: StorageOp
 
 
 def load_checkpoint(url: str, identity: str, storage_options: StorageOptions = None) -> Checkpoint | None:
-    """The checkpoint at a URL, or None where there is none or it belongs to another run.
+    """The checkpoint at a URL, or None where there is none.
 
     Raises:
+        ConfigError: it belongs to another run, whose work shall not be lost.
         CorruptBitstreamError: the file is damaged; delete it to start anew.
         UnsupportedFormatError: written by another version.
     """
@@ -71,7 +72,10 @@ def load_checkpoint(url: str, identity: str, storage_options: StorageOptions = N
         if header.pop("digest") != _digest(header, tensors):
             raise ValueError("its digest is wrong")
         if header["identity"] != identity:
-            return None
+            raise ConfigError(
+                f"{public_url(url)}: checkpoint of another run (other data or configuration); "
+                f"delete it or give --checkpoint another place"
+            )
         groups: dict[str, dict[str, Tensor]] = {"network": {}, "best_network": {}, "optimizer": {}}
         for key, value in tensors.items():
             group, _, name = key.partition("/")
@@ -86,7 +90,7 @@ def load_checkpoint(url: str, identity: str, storage_options: StorageOptions = N
             **groups,
         )
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, UnsupportedFormatError):
+        if isinstance(error, ConfigError | UnsupportedFormatError):
             raise
         raise CorruptBitstreamError(
             f"{url}: damaged checkpoint ({error}); delete it to start the training anew"

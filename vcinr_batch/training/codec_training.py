@@ -39,7 +39,7 @@ def train_codec(
     values: tuple[Tensor, Tensor] | None = None,
     progress: Progress | None = None,
 ) -> tuple[LatentCodec, dict[str, Any]]:
-    """Learn transform and entropy tables from fitted latents (VC-INR section "codec"; METHOD sections 1 and 4).
+    """Learn transform and entropy tables from fitted latents (the codec of VC-INR, Schwarz et al. 2023).
 
     1. KLT under the decoder's metric, of those correlations that the validation latents confirm.
     2. With `residual_mlp`: MLPs on top, trained with the rate of an entropy bottleneck for all levels at once; the KLT

@@ -2,7 +2,7 @@
 
 The EOF basis of a small training set overfits in its higher modes. Eigenvectors of the tapered covariance do not: the
 covariance times exp(-d^2 / 2 l^2) elementwise, mixed with its stationary average, as in data assimilation
-(METHOD section 3).
+(Houtekamer and Mitchell 2001).
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def localized_basis(
     stationary_share: float,
     global_modes: int,
 ) -> CovarianceBasis:
-    """Leading eigenvectors of the tapered covariance mixed with its stationary average (METHOD section 3).
+    """Leading eigenvectors of the tapered covariance mixed with its stationary average.
 
     Args:
         anomalies: [N, V], from the background.
