@@ -1,19 +1,13 @@
-"""The place of an archive while it is written: refuse, start, and clear away what is not part of it."""
+"""The place of an archive while it is written: refuse, start, and clear away what a replaced archive leaves."""
 
-import re
+import contextlib
 
-from vcinr_batch.archive.manifest import MANIFEST_NAME, Manifest
-from vcinr_batch.errors import ArchiveExistsError
+from vcinr_batch.archive.manifest import MANIFEST_NAME, Manifest, read_manifest
+from vcinr_batch.errors import ArchiveExistsError, SourceError, VcinrError
 from vcinr_batch.storage import StorageOptions, exists, join_url, list_urls, public_url, remove, write_bytes
 
-# What this package writes into an archive; anything else is not ours to remove.
-_OUR_FILES = {
-    "parts": re.compile(r".+-\d{8}\.parquet"),
-    "rejected": re.compile(r".+-\d{8}\.parquet"),
-    "models": re.compile(r"[0-9a-f]{64}\.safetensors"),
-}
-# A killed run's temporary file is named after the file it was to become.
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
+# Where an archive's files are; a manifest comes from storage and may name anything inside its folder.
+_FOLDERS = ("parts", "rejected", "models")
 
 
 def refuse_existing(output: str, storage_options: StorageOptions) -> None:
@@ -28,38 +22,62 @@ def refuse_existing(output: str, storage_options: StorageOptions) -> None:
         )
 
 
+def old_files(output: str, storage_options: StorageOptions) -> frozenset[str]:
+    """Paths of the files of the archive that is there; none where there is no archive or its manifest is unreadable."""
+    with contextlib.suppress(VcinrError):
+        return manifest_files(read_manifest(output, storage_options=storage_options))
+    return frozenset()
+
+
 def start_archive(output: str, bundle_name: str, bundle_data: bytes, storage_options: StorageOptions) -> None:
-    """Put the bundle where the workers and all readers find it. An old archive ends here: its manifest goes first,
-    so that nobody takes old and new parts for a whole.
+    """Put the bundle where the workers and all readers find it. An archive that is there stays whole: all files but the
+    manifest are named by their content.
 
     Raises:
         SourceError: the place cannot be written.
     """
-    manifest_url = join_url(output, MANIFEST_NAME)
-    if exists(manifest_url, storage_options=storage_options):
-        remove(manifest_url, storage_options=storage_options)
     write_bytes(join_url(output, "models", bundle_name), bundle_data, storage_options=storage_options)
 
 
-def manifest_files(manifest: Manifest) -> set[str]:
+def manifest_files(manifest: Manifest) -> frozenset[str]:
     """Paths of all files that a manifest names."""
     tables = {part.rejected_path for part in manifest.parts if part.rejected_path}
-    return {part.path for part in manifest.parts} | tables | {manifest.bundle_path}
+    return frozenset({part.path for part in manifest.parts} | tables | {manifest.bundle_path})
 
 
-def remove_stale(output: str, keep: set[str], storage_options: StorageOptions) -> None:
-    """Remove what an older archive, or a killed run with other shards, left at this place.
+def check_present(output: str, manifest: Manifest, storage_options: StorageOptions) -> None:
+    """Make sure that all files of an archive are there: a run that replaced the same old archive meanwhile has removed
+    those that this one has in common with it.
+
+    Raises:
+        SourceError: a file is not there.
+    """
+    folders = (list_urls(join_url(output, folder), storage_options=storage_options) for folder in _FOLDERS)
+    found = {"/".join(url.rsplit("/", 2)[-2:]) for urls in folders for url in urls}
+    missing = sorted(manifest_files(manifest) - found)
+    if missing:
+        raise SourceError(
+            f"{public_url(output)}: another run removed {missing[0]} meanwhile; run the same command again"
+        )
+
+
+def remove_replaced(output: str, old: frozenset[str], storage_options: StorageOptions) -> None:
+    """Remove the files of an archive that was replaced, except those that the archive there now has too.
+
+    Anything else at this place, files of killed runs included, is not known to be ours and stays.
 
     Args:
         output: URL of the archive.
-        keep: paths inside it.
+        old: from `old_files`, before the new manifest was committed.
         storage_options: of its file system.
 
     Raises:
         SourceError: a file cannot be removed.
     """
-    for folder, ours in _OUR_FILES.items():
-        for url in list_urls(join_url(output, folder), storage_options=storage_options):
-            name = url.rsplit("/", 1)[-1]
-            if ours.fullmatch(_TEMPORARY.sub(r"\1", name)) and f"{folder}/{name}" not in keep:
-                remove(url, storage_options=storage_options)
+    # Read again rather than remembered: another run may have replaced the archive since.
+    kept = old_files(output, storage_options)
+    if not kept:
+        return
+    for path in sorted(old - kept):
+        if path.split("/")[0] in _FOLDERS:
+            remove(join_url(output, path), storage_options=storage_options)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipelines.archive_output import manifest_files, refuse_existing, remove_stale, start_archive
+from pipelines.archive_output import check_present, old_files, refuse_existing, remove_replaced, start_archive
 from pipelines.ray_tasks import import_ray, run_on_ray
 from vcinr_batch import __version__
 from vcinr_batch.archive.manifest import ArchivePart, Manifest, commit_manifest
@@ -24,7 +24,7 @@ from vcinr_batch.data.shards import Shard, iter_samples, make_layout, plan_shard
 from vcinr_batch.data.sources import FieldSource, open_fields
 from vcinr_batch.errors import ConfigError, SourceError
 from vcinr_batch.inspection import ArchiveSummary, RowFigures, add_figures, measure_rows, rate_distortion
-from vcinr_batch.storage import join_url, public_url, read_bytes
+from vcinr_batch.storage import check_url, join_url, public_url, read_bytes
 
 BATCH_VALUES = 1 << 24
 """Values compressed at once: 64 MiB of float32, of which a fit holds a few copies."""
@@ -55,8 +55,12 @@ class CompressJob:
     storage_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or (self.shard_samples is not None and self.shard_samples < 1):
-            raise ConfigError(f"workers {self.workers} must be >= 0, shard_samples {self.shard_samples} >= 1")
+        for what, url in [*(("source", url) for url in self.sources), ("bundle", self.bundle), ("output", self.output)]:
+            check_url(url, what)
+        if self.workers < 0:
+            raise ConfigError(f"workers must be 0 or more, got {self.workers}")
+        if self.shard_samples is not None and self.shard_samples < 1:
+            raise ConfigError(f"shard_samples must be 1 or more, got {self.shard_samples}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +117,13 @@ Progress = Callable[[CompressProgress], None]
 def compress(job: CompressJob, progress: Progress | None = None) -> CompressReport:
     """Compress a source into an archive.
 
-    The manifest is written last: until then there is no archive, and a run that was killed is completed by the same
-    call. The bytes depend on source, bundle and request alone, not on workers or the order in which they finish.
+    The manifest is written last: until then there is no archive, or with `overwrite` the old one, whole. A run that was
+    killed is completed by the same call. The bytes depend on source, bundle and request alone, not on workers or the
+    order in which they finish.
 
     Raises:
-        ArchiveExistsError: there is an archive at the output, and `overwrite` is off.
+        ArchiveExistsError: there is an archive at the output, or another run wrote one meanwhile, and `overwrite` is
+            off.
         SourceError: the source or bundle cannot be read, the output cannot be written, or every sample was rejected.
         ConfigError, SampleNotFoundError: no such quality level, variable or label.
         BundleMismatchError: the bundle is for another variable, unit or grid.
@@ -133,19 +139,21 @@ def compress(job: CompressJob, progress: Progress | None = None) -> CompressRepo
     bundle = load_bundle(bundle_url, options)
     plan, shards = plan_compression(job, bundle)
     bundle_data = read_bytes(bundle_url, storage_options=options)
+    old = old_files(job.output, options) if job.overwrite else frozenset()
     start_archive(job.output, bundle.file_name, bundle_data, options)
     results = _run_shards(plan, shards, job.workers, progress)
     figures = add_figures(result.figures for result in results)
     examples = [example for result in results for example in result.rejected_examples]
     if figures.samples == 0:
-        remove_stale(job.output, set(), options)
         raise SourceError(
             f"{bundle.variable}: all {plan.layout.sample_count} samples were rejected, "
             f"the first is {examples[0].key}: {examples[0].reason}; no archive was written"
         )
     manifest = _make_manifest(plan, [result.part for result in results])
-    manifest_bytes = commit_manifest(manifest, job.output, storage_options=options)
-    remove_stale(job.output, manifest_files(manifest), options)
+    if job.overwrite:
+        check_present(job.output, manifest, options)
+    manifest_bytes = commit_manifest(manifest, job.output, overwrite=job.overwrite, storage_options=options)
+    remove_replaced(job.output, old, options)
     rate = rate_distortion(figures, manifest, manifest_bytes, len(bundle_data))
     return CompressReport(
         summary=ArchiveSummary(public_url(job.output), manifest, bundle, figures, rate),

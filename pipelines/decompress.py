@@ -20,14 +20,25 @@ from fsspec.implementations.local import LocalFileSystem
 from vcinr_batch.archive.archive import Archive
 from vcinr_batch.data.layout import Layout, axis_index
 from vcinr_batch.errors import ArchiveExistsError, ConfigError, SourceError, VcinrError
-from vcinr_batch.storage import StorageOptions, exists, join_url, public_url, read_bytes, write_bytes
+from vcinr_batch.storage import (
+    StorageOptions,
+    check_url,
+    exists,
+    is_file_url,
+    join_url,
+    public_url,
+    read_bytes,
+    write_bytes,
+)
 
 if TYPE_CHECKING:
     import xarray
 
 Writer = Callable[["xarray.Dataset", Path], None]
 
+_ZARR_SUFFIX = ".zarr"
 _ZARR_ROOT = "zarr.json"
+_ZARR_ROOTS = (_ZARR_ROOT, ".zgroup")  # of version 3, of version 2
 _NETCDF_ENGINES = {"netcdf4": "netCDF4", "h5netcdf": "h5netcdf"}
 
 
@@ -63,26 +74,31 @@ def decompress(
         archive_url: of the archive.
         output: URL or path; its ending tells the format.
         select: a label, partial time or inclusive range `a..b` per dimension; None is everything.
-        overwrite: replace an output that is there.
+        overwrite: replace an output of the same kind that is there: a file, or a Zarr store.
         storage_options: of the archive's and of the output's file system.
 
     Raises:
-        ArchiveExistsError: the output is there, and `overwrite` is off.
-        ConfigError: another ending, no such dimension, a selection that does not fit into memory, or an extra that is
-            not installed.
+        ArchiveExistsError: the output is there, and `overwrite` is off or what is there is something else.
+        ConfigError: an empty URL, another ending, no such dimension, a selection that does not fit into memory, or an
+            extra that is not installed.
         SampleNotFoundError: the archive has none of the labels.
         SourceError, BitstreamError, UnsupportedFormatError, BundleMismatchError: the archive cannot be read, or the
             output cannot be written.
     """
     started = time.monotonic()
+    check_url(archive_url, "archive")
+    check_url(output, "output")
     writer = _writer(output)
-    if not overwrite and exists(output, storage_options=storage_options):
-        raise ArchiveExistsError(f"{public_url(output)} is there already; pass --overwrite, or take another place")
+    _check_place(output, overwrite, storage_options)
     archive = Archive.open(archive_url, storage_options)
     chosen = sum(len(rows.positions) for rows in archive.select(select))
     with _output_folder(output, storage_options) as folder:
         dataset = archive.to_xarray(select)
-        output_bytes = _write(dataset, output, writer, folder, storage_options)
+        with _writing(output):
+            writer(dataset, folder / "output")
+        # Again: decoding may have taken hours.
+        _check_place(output, overwrite, storage_options)
+        output_bytes = _bring_to_place(folder, output, storage_options)
     variable = archive.manifest.variable
     return DecompressReport(
         output=public_url(output),
@@ -97,11 +113,34 @@ def decompress(
 
 def _writer(output: str) -> Writer:
     suffix = Path(output.rstrip("/")).suffix
-    if suffix == ".zarr":
+    if suffix == _ZARR_SUFFIX:
         return _write_zarr
     if suffix in (".nc", ".nc4"):
         return _write_netcdf
     raise ConfigError(f"output {output!r}: expected a name that ends with .nc or .zarr")
+
+
+def _check_place(output: str, overwrite: bool, storage_options: StorageOptions) -> None:
+    """Make sure that nothing is at the output, or with `overwrite` nothing but what this command writes there.
+
+    Raises:
+        ArchiveExistsError: says what is there.
+    """
+    if not exists(output, storage_options=storage_options):
+        return
+    place = public_url(output)
+    if not overwrite:
+        raise ArchiveExistsError(f"{place} is there already; pass --overwrite, or take another place")
+    is_file = is_file_url(output, storage_options=storage_options)
+    if not output.rstrip("/").endswith(_ZARR_SUFFIX):
+        if not is_file:
+            raise ArchiveExistsError(f"{place} is a directory and not a file: --overwrite does not replace it")
+    elif is_file:
+        raise ArchiveExistsError(f"{place} is a file and not a Zarr store: --overwrite does not replace it")
+    elif not any(exists(join_url(output, name), storage_options=storage_options) for name in _ZARR_ROOTS):
+        raise ArchiveExistsError(
+            f"{place} is a directory without {' or '.join(_ZARR_ROOTS)}, no Zarr store: --overwrite does not replace it"
+        )
 
 
 def _write_netcdf(dataset: "xarray.Dataset", path: Path) -> None:
@@ -112,8 +151,9 @@ def _write_netcdf(dataset: "xarray.Dataset", path: Path) -> None:
     plain.attrs = _netcdf_attributes(plain.attrs)
     for variable in plain.variables.values():
         variable.attrs = _netcdf_attributes(variable.attrs)
-    # NaN is no fill value of a coordinate: CF forbids missing labels.
-    encoding: dict[Any, Any] = {name: {"_FillValue": None} for name in plain.coords}
+    # NaN is no fill value of a coordinate: CF forbids missing labels. What else a coordinate brings along (units,
+    # calendar, dtype) goes with it: to_netcdf's encoding would replace a variable's own.
+    encoding: dict[Any, Any] = {name: {**plain[name].encoding, "_FillValue": None} for name in plain.coords}
     plain.to_netcdf(path, engine=engine, format="NETCDF4", encoding=encoding)  # type: ignore[call-overload]
 
 
@@ -152,13 +192,9 @@ def _output_folder(output: str, storage_options: StorageOptions) -> Iterator[Pat
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(
-    dataset: "xarray.Dataset", output: str, writer: Writer, folder: Path, storage_options: StorageOptions
-) -> int:
-    """Write into the folder and bring it to its place from there; returns the size in bytes."""
+def _bring_to_place(folder: Path, output: str, storage_options: StorageOptions) -> int:
+    """Move or upload what was written into the folder; returns its size in bytes."""
     finished = folder / "output"
-    with _writing(output):
-        writer(dataset, finished)
     files = [finished] if finished.is_file() else sorted(p for p in finished.rglob("*") if p.is_file())
     total = sum(file.stat().st_size for file in files)
     target = _local_path(output, storage_options)

@@ -8,7 +8,7 @@ from typing import Any
 from vcinr_batch.bundle import save_bundle
 from vcinr_batch.config import RunConfig
 from vcinr_batch.data.sources import open_fields
-from vcinr_batch.storage import StorageOptions, join_url, remove, write_bytes
+from vcinr_batch.storage import StorageOptions, check_url, join_url, remove, write_bytes
 from vcinr_batch.training.bundle_training import Progress, train_bundle
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
@@ -53,6 +53,9 @@ def train(
         VcinrError: as `open_fields` and `train_bundle`, or the output cannot be written.
     """
     started = time.monotonic()
+    for what, url in [*(("source", url) for url in sources), ("output", output), ("checkpoint", checkpoint)]:
+        if url is not None:
+            check_url(url, what)
     source = open_fields(sources, config.source, storage_options)
     _check_writable(output, storage_options)
     checkpoint_url = checkpoint or join_url(output, CHECKPOINT_NAME)

@@ -132,7 +132,11 @@ class TestCompress:
         restored = vcinr(
             "decompress", output, "--select", "time=2019-03-01T02..2019-03-01T03", "--output", files.folder / "o.nc"
         )
-        assert (restored.code, "1 sample decoded, 1 were rejected" in restored.stdout) == (0, True)
+        assert (restored.code, "1 sample decoded, 1 were rejected" in restored.stdout) == (1, True)
+        complete = vcinr(
+            "decompress", output, "--select", "time=2019-03-01T02", "--output", files.folder / "p.nc", "--json"
+        )
+        assert (complete.code, complete.result["rejected"]) == (0, 0)
 
     def test_ctrl_c_is_one_line_and_leaves_no_manifest(
         self, vcinr: Vcinr, files: Files, monkeypatch: pytest.MonkeyPatch
@@ -224,10 +228,11 @@ class TestVerify:
 
     def test_damage_is_listed_with_exit_1(self, vcinr: Vcinr, files: Files) -> None:
         archive = shutil.copytree(files.archive, files.folder / "damaged")
-        (archive / "parts" / "t2m-00000002.parquet").unlink()
+        (part,) = (archive / "parts").glob("t2m-00000002-*")
+        part.unlink()
         outcome = vcinr("verify", archive)
         assert (outcome.code, outcome.stderr) == (1, "")
-        assert "t2m-00000002.parquet" in outcome.stdout
+        assert part.name in outcome.stdout
         result = vcinr("verify", archive, "--json").result
         assert (result["is_good"], result["problem_count"]) == (False, len(result["problems"]))
 
@@ -305,6 +310,19 @@ BAD_INPUT: dict[str, tuple[Callable[[Files], list[object]], str]] = {
         lambda f: _compress(f, source=_changed_source(f, lambda d: d.assign_coords(latitude=d.latitude - 5))),
         "latitude",
     ),
+    "empty output of train": (lambda f: ["train", f.config, f.source, "--output", ""], "output: expected a path"),
+    "empty output of compress": (lambda f: _compress(f, "--output", ""), "output: expected a path"),
+    "blank output of compress": (lambda f: _compress(f, "--output", " "), "output: expected a path"),
+    "empty output of decompress": (lambda f: ["decompress", f.archive, "--output", ""], "output: expected a path"),
+    "empty bundle": (lambda f: [*_compress(f), "--bundle", ""], "bundle: expected a path"),
+    "empty source of train": (lambda f: ["train", f.config, "", "--output", f.folder], "source: expected a path"),
+    "empty source of compress": (lambda f: ["compress", "", *_compress(f)[2:]], "source: expected a path"),
+    "empty archive to inspect": (lambda _: ["inspect", ""], "expected a path"),
+    "empty archive to verify": (lambda _: ["verify", ""], "expected a path"),
+    "empty archive to decompress": (
+        lambda f: ["decompress", "", "--output", f.folder / "o.nc"],
+        "archive: expected a path",
+    ),
     "truncated bundle": (lambda f: _compress(f, bundle=_damaged_bundle(f, lambda data: data[:-10])), "truncated"),
     "edited bundle": (
         lambda f: _compress(f, bundle=_damaged_bundle(f, lambda data: data[:-1] + bytes([data[-1] ^ 1]))),
@@ -343,7 +361,8 @@ BAD_INPUT: dict[str, tuple[Callable[[Files], list[object]], str]] = {
     "unknown quality level": (lambda f: _compress(f, "--quality", 4), "levels 0 to 3"),
     "neither quality nor target": (lambda f: _compress(f)[:-2], "quality"),
     "quality and target": (lambda f: _compress(f, "--quality", 1, "--target-psnr", 40), "quality"),
-    "workers below zero": (lambda f: _compress(f, "--workers", -1), "workers"),
+    "workers below zero": (lambda f: _compress(f, "--workers", -3), "workers must be 0 or more, got -3\n"),
+    "shards of nothing": (lambda f: _compress(f, "--shard-samples", 0), "shard_samples must be 1 or more, got 0\n"),
     "output that is no place for an archive": (
         lambda f: _compress(f, "--output", _in_the_way(f) / "archive"),
         "cannot write",

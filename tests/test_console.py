@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from vcinr_batch import console
@@ -55,6 +56,11 @@ def test_a_terminal_gets_a_bar_that_is_gone_at_the_end(capsys: Capture, monkeypa
 def test_numbers_that_json_lacks_become_null(capsys: Capture) -> None:
     print_json({"psnr": math.inf, "nested": {7: [math.nan, 1.5]}, "pair": (1, "a")})
     assert json.loads(capsys.readouterr().out) == {"psnr": None, "nested": {"7": [None, 1.5]}, "pair": [1, "a"]}
+
+
+def test_numpy_s_numbers_become_plain_ones(capsys: Capture) -> None:
+    print_json({"quality": np.int32(7), "range": np.array([1.5, np.inf], np.float32)})
+    assert json.loads(capsys.readouterr().out) == {"quality": 7, "range": [1.5, None]}
 
 
 def test_values_are_aligned(capsys: Capture) -> None:

@@ -164,6 +164,6 @@ def test_a_bundle_that_does_not_fit_its_archive_is_named(
     layout = change(manifest.layout)
     counts = layout.block_counts
     part = dataclasses.replace(manifest.parts[0], start=(0, 0, 0), stop=counts, rows=layout.sample_count)
-    commit_manifest(dataclasses.replace(manifest, layout=layout, parts=(part,)), str(archive))
+    commit_manifest(dataclasses.replace(manifest, layout=layout, parts=(part,)), str(archive), overwrite=True)
     with pytest.raises(BundleMismatchError, match=message):
         inspect_url(str(archive))

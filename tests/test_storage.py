@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from vcinr_batch import storage
-from vcinr_batch.errors import ArchiveExistsError, SourceError
+from vcinr_batch.errors import ArchiveExistsError, ConfigError, SourceError
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -205,6 +205,20 @@ def test_credentials_do_not_come_back_through_the_cause():
 )
 def test_urls_join_with_one_slash(parts, expected):
     assert storage.join_url(*parts) == expected
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+def test_an_empty_url_is_no_place(empty):
+    with pytest.raises(ConfigError, match="expected a path or URL"):
+        storage.join_url(empty, "manifest.json.gz")
+    with pytest.raises(ConfigError, match="expected a path or URL"):
+        storage.write_bytes(empty, b"x")
+
+
+def test_a_file_is_told_from_a_directory_and_from_nothing(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    found = [storage.is_file_url(str(tmp_path / name)) for name in ("file", ".", "nothing")]
+    assert found == [True, False, False]
 
 
 def test_digest_is_the_published_sha256():

@@ -1,9 +1,14 @@
 """Summaries: numbers worked out by hand; whole archives and bundles are shown in test_cli.py."""
 
+import dataclasses
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from vcinr_batch.inspection import inspect_archive
 from vcinr_batch.metrics import RateDistortion
-from vcinr_batch.summary_text import nested_lines, quality_text, rate_json, rate_pairs, request_text
+from vcinr_batch.summary_text import archive_pairs, nested_lines, quality_text, rate_json, rate_pairs, request_text
 
 # 1000 values of 16 bits in 250 bytes: 2 bits per value, with the bundle of 750 bytes 8.
 RATE = RateDistortion(
@@ -63,3 +68,10 @@ def test_a_nested_report_becomes_one_line_for_each_leaf() -> None:
         "codec levels 1: psnr 40",
         "samples: 40",
     ]
+
+
+def test_a_name_that_is_no_text_is_shown_as_it_is(archive_path: Path) -> None:
+    summary = inspect_archive(str(archive_path))
+    manifest = dataclasses.replace(summary.manifest, attributes={"long_name": np.array([1, 2], np.int16)})
+    pairs = dict(archive_pairs(dataclasses.replace(summary, manifest=manifest)))
+    assert pairs["variable"] == "t2m [K] [1 2]"

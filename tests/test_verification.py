@@ -45,11 +45,18 @@ def test_an_archive_alone_is_checked_without_comparing(archive_path: Path) -> No
     assert (report.is_good, report.rows, report.compared) == (True, 40, 0)
 
 
+def _file(archive: Path, name: str) -> Path:
+    """The only file whose path starts like this: the end of a part's name is its digest."""
+    (path,) = archive.glob(f"{name}*")
+    return path
+
+
 def _edit(name: str, change: Callable[[bytearray], object]) -> Damage:
     def damage(archive: Path) -> None:
-        data = bytearray((archive / name).read_bytes())
+        path = _file(archive, name)
+        data = bytearray(path.read_bytes())
         change(data)
-        (archive / name).write_bytes(data)
+        path.write_bytes(data)
 
     return damage
 
@@ -58,7 +65,7 @@ def _in_models(change: Callable[[Path], object]) -> Damage:
     return lambda archive: change(*(archive / "models").iterdir())  # type: ignore[arg-type]
 
 
-_PART = "parts/t2m-00000001.parquet"
+_PART = "parts/t2m-00000001-"
 
 
 @pytest.fixture
@@ -86,7 +93,7 @@ def test_one_flipped_bit_names_the_file_and_the_sample(
         (_edit(_PART, lambda data: data.__delitem__(slice(-1, None))), [_PART, "10 samples are lost"]),
         (_edit(_PART, lambda data: data.extend(b"x")), [_PART, "bytes, the manifest says"]),
         (_edit(_PART, lambda data: data.__setitem__(slice(None), b"")), [_PART, "10 samples are lost"]),
-        (lambda archive: (archive / _PART).unlink(), [_PART, "no such file", "10 samples are lost"]),
+        (lambda archive: _file(archive, _PART).unlink(), [_PART, "no such file", "10 samples are lost"]),
         (_in_models(lambda model: model.unlink()), ["models/", "no such file"]),
         (_in_models(lambda model: model.write_bytes(model.read_bytes()[:-9])), ["models/", "truncated"]),
         (_edit("manifest.json.gz", lambda data: data.__delitem__(slice(-9, None))), ["manifest"]),
@@ -107,15 +114,24 @@ def test_damage_is_found_and_named(
 
 def test_the_other_parts_are_still_checked(archive_path: Path, copy_archive: Callable[[Path], Path]) -> None:
     archive = copy_archive(archive_path)
-    (archive / _PART).unlink()
-    _edit("parts/t2m-00000003.parquet", lambda data: data.append(0))(archive)
+    _file(archive, _PART).unlink()
+    _edit("parts/t2m-00000003-", lambda data: data.append(0))(archive)
     report = verify_archive(str(archive))
     assert report.rows >= 20
     assert any("t2m-00000003" in problem for problem in report.problems)
 
 
 def _with_manifest(archive: Path, change: Callable[[Manifest], Manifest]) -> None:
-    commit_manifest(change(read_manifest(str(archive))), str(archive))
+    commit_manifest(change(read_manifest(str(archive))), str(archive), overwrite=True)
+
+
+def test_a_manifest_with_another_unit_than_its_bundle_is_noticed(
+    archive_path: Path, copy_archive: Callable[[Path], Path]
+) -> None:
+    archive = copy_archive(archive_path)
+    _with_manifest(archive, lambda manifest: dataclasses.replace(manifest, unit="degC"))
+    (problem,) = _problems(archive)
+    assert "unit 'K'" in problem
 
 
 def test_blocks_that_are_missing_or_doubled_are_named(archive_path: Path, copy_archive: Callable[[Path], Path]) -> None:
@@ -217,10 +233,11 @@ def test_a_source_that_differs_is_noticed(
         (lambda f: f.isel(time=slice(0, 39)), "time: the archive has 40 labels"),
         (lambda f: f.assign_coords(longitude=f.longitude + 0.1), "longitude: the archive has 12 labels -5 to 0.5"),
         (lambda f: f.transpose("latitude", "time", "longitude"), "dimensions time, latitude, longitude, the source"),
+        (lambda f: f.assign(t2m=f.t2m.assign_attrs(units="degC")), "unit: the archive has 'K', the source 'degC'"),
     ],
-    ids=["an hour short", "shifted", "other order"],
+    ids=["an hour short", "shifted", "other order", "other unit"],
 )
-def test_a_source_with_other_axes_is_not_compared(
+def test_a_source_with_other_axes_or_another_unit_is_not_compared(
     archive_path: Path,
     fields: xarray.Dataset,
     copy_archive: Callable[[Path], Path],
@@ -264,7 +281,7 @@ def test_a_lost_rejected_table_is_noticed(gappy_archive: Path, damage: Callable[
     (table,) = (gappy_archive / "rejected").iterdir()
     damage(table)
     text = "\n".join(_problems(gappy_archive))
-    assert "rejected/t2m-00000000.parquet" in text
+    assert f"rejected/{table.name}" in text
     assert "missing" not in text.replace("no such file", "")
 
 

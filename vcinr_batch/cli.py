@@ -1,7 +1,8 @@
 """The command line `vcinr`: parse, call one function, print its result.
 
-Exit codes: 0 done; 1 done, but samples were rejected (`verify`: problems found); 2 wrong usage or input; 70 a defect of
-ours; 130 interrupted. Everything heavy is imported inside the commands, so that `--help` takes no time.
+Exit codes: 0 done; 1 done, but samples were rejected (`decompress`: are missing; `verify`: problems found); 2 wrong
+usage or input; 70 a defect of ours; 130 interrupted. Everything heavy is imported inside the commands, so that `--help`
+takes no time.
 """
 
 import json
@@ -213,18 +214,20 @@ def decompress(
     report = decompression.decompress(archive, output, _parse_select(select), overwrite, options)
     if as_json:
         print_json({"event": "done", **vars(report)})
-        return
-    shape = ", ".join(f"{dim} {size}" for dim, size in report.shape.items())
-    missing = f", {report.rejected:,} were rejected when the archive was made: NaN" if report.rejected else ""
-    print_pairs(
-        [
-            ("output", report.output),
-            ("variable", f"{report.variable} ({shape})"),
-            ("samples", f"{plural(report.samples, 'sample')} decoded{missing}"),
-            ("size", size_text(report.output_bytes)),
-            ("time", f"{report.seconds:.1f} s"),
-        ]
-    )
+    else:
+        shape = ", ".join(f"{dim} {size}" for dim, size in report.shape.items())
+        missing = f", {report.rejected:,} were rejected when the archive was made: NaN" if report.rejected else ""
+        print_pairs(
+            [
+                ("output", report.output),
+                ("variable", f"{report.variable} ({shape})"),
+                ("samples", f"{plural(report.samples, 'sample')} decoded{missing}"),
+                ("size", size_text(report.output_bytes)),
+                ("time", f"{report.seconds:.1f} s"),
+            ]
+        )
+    if report.rejected:
+        raise typer.Exit(EXIT_REJECTED)
 
 
 @app.command()

@@ -107,6 +107,8 @@ def _make_bar() -> "Progress":
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(name): _finite(item) for name, item in value.items()}
+    if hasattr(value, "tolist"):  # NumPy's numbers and arrays: what a manifest holds may be typed
+        return _finite(value.tolist())
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

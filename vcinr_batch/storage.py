@@ -16,7 +16,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from vcinr_batch.errors import ArchiveExistsError, SourceError, VcinrError
+from vcinr_batch.errors import ArchiveExistsError, ConfigError, SourceError, VcinrError
 
 StorageOptions = Mapping[str, Any] | None
 _CAUSE_CHARACTERS = 200
@@ -117,6 +117,18 @@ def exists(url: str, *, storage_options: StorageOptions = None) -> bool:
         return bool(fs.exists(path))
 
 
+def is_file_url(url: str, *, storage_options: StorageOptions = None) -> bool:
+    """Whether a file is there, rather than a directory or nothing.
+
+    Raises:
+        SourceError: the store is forbidden or unreachable.
+    """
+    with _store_errors(url, "look up"):
+        fs, path = _locate(url, storage_options)
+        fs.invalidate_cache()
+        return bool(fs.isfile(path))
+
+
 def remove(url: str, *, storage_options: StorageOptions = None) -> None:
     """Remove a file; one that is gone already is fine.
 
@@ -164,8 +176,27 @@ def size_bytes(url: str, *, storage_options: StorageOptions = None) -> int:
         return int(size)
 
 
+def check_url(url: str, what: str) -> None:
+    """Raise where a URL is missing: joined with a file's name it would be a place at the root of the file system.
+
+    Args:
+        url: from the user.
+        what: what the URL is for, e.g. `output`.
+
+    Raises:
+        ConfigError: an empty or blank text.
+    """
+    if not url.strip():
+        raise ConfigError(f"{what}: expected a path or URL, got {url!r}")
+
+
 def join_url(base: str, *parts: str) -> str:
-    """`join_url("s3://bucket/a/", "parts", "x")` is `s3://bucket/a/parts/x`."""
+    """`join_url("s3://bucket/a/", "parts", "x")` is `s3://bucket/a/parts/x`.
+
+    Raises:
+        ConfigError: an empty base.
+    """
+    check_url(base, "base of a URL")
     return "/".join([base.rstrip("/") if base.strip("/") else base[:-1], *parts])
 
 
@@ -192,6 +223,7 @@ def _coalesce(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _locate(url: str, storage_options: StorageOptions) -> tuple[Any, str]:
+    check_url(url, "URL")
     return fsspec.core.url_to_fs(url, **dict(storage_options or {}))  # type: ignore[no-any-return]
 
 

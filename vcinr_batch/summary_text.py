@@ -21,7 +21,7 @@ def archive_pairs(summary: ArchiveSummary) -> list[tuple[str, str]]:
         f"{axis.name} {len(axis)} ({label_text(axis, 0)} to {label_text(axis, len(axis) - 1)}, blocks of {length})"
         for axis, length in zip(layout.axes, layout.block_shape, strict=True)
     ]
-    name = manifest.attributes.get("long_name")
+    name = manifest.attributes.get("long_name", "")
     parts = f"{plural(summary.figures.samples, 'sample')} in {plural(len(manifest.parts), 'part')}"
     rows = [
         ("row", "{key}  quality {quality}  {payload_bytes} B  RMSE {rmse:.4g}  max {max_error:.4g}".format(**row))
@@ -29,7 +29,7 @@ def archive_pairs(summary: ArchiveSummary) -> list[tuple[str, str]]:
     ]
     return [
         ("archive", f"{summary.url} ({manifest.generator})"),
-        ("variable", " ".join(str(part) for part in (manifest.variable, f"[{manifest.unit}]", name) if part)),
+        ("variable", " ".join(str(part) for part in (manifest.variable, f"[{manifest.unit}]", name) if str(part))),
         *[("layout" if i == 0 else "", axis) for i, axis in enumerate(axes)],
         ("samples", f"{parts}, {summary.rejected:,} rejected"),
         *rate_pairs(summary.rate, manifest.unit, summary.figures.lowest_psnr_db),

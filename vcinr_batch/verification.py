@@ -55,8 +55,8 @@ def verify_archive(
 
     Checked: the manifest; the bundle against its digest and the layout; each part's and rejected table's size and
     SHA-256; each row's checksum and that it decodes; that each block of the layout is in exactly one row or rejected
-    table. With a source besides: the axes are the same, each error measured anew on the decoded bytes is at most the
-    recorded one, the masks are equal, and each rejected sample is rejected again.
+    table. With a source besides: the axes and the unit are the same, each error measured anew on the decoded bytes is
+    at most the recorded one, the masks are equal, and each rejected sample is rejected again.
 
     Args:
         url: of the archive.
@@ -80,6 +80,8 @@ def verify_archive(
     opened = _open_bundle(url, manifest, found, storage_options)
     if source is not None:
         found.add_all(axis_differences(manifest.layout, source.axes))
+        if source.unit != manifest.unit:
+            found.add(f"unit: the archive has {manifest.unit!r}, the source {source.unit!r}")
     comparable = source if opened is not None and not found.count else None
     archive = OpenArchive(url, manifest, opened, comparable, storage_options)
     seen = np.zeros(manifest.layout.sample_count, np.uint16)
@@ -133,7 +135,7 @@ def _open_bundle(url: str, manifest: Manifest, found: Findings, storage_options:
     with found.noted():
         data = read_bytes(join_url(url, manifest.bundle_path), storage_options=storage_options)
         bundle = parse_bundle(data, manifest.bundle_sha256, manifest.bundle_path)
-        check_layout(bundle, manifest.layout)
+        check_layout(bundle, manifest.layout, manifest.unit)
         return open_bundle(bundle)
     return None
 

@@ -53,8 +53,8 @@ def test_rows_come_back_as_written(url, tmp_path, layouts, rows_of):
     rows = rows_of(layout)
     part = write_all(rows, layout, url)
     assert read_all(url, part, layout) == rows
-    data = read_bytes(f"{url}/parts/t2m-00000000.parquet")
-    assert (part.path, part.rows, part.bytes) == ("parts/t2m-00000000.parquet", 12, len(data))
+    data = read_bytes(f"{url}/{part.path}")
+    assert (part.path, part.rows, part.bytes) == (f"parts/t2m-00000000-{sha256_hex(data)[:12]}.parquet", 12, len(data))
     assert (part.sha256, part.rejected, part.rejected_path) == (sha256_hex(data), 0, None)
 
 
@@ -109,6 +109,14 @@ def test_bytes_are_a_pure_function_of_the_rows(tmp_path, layouts, rows_of):
     second = write_all(rows[::-1], layout, str(tmp_path / "b"))
     assert first == second
     assert (tmp_path / "a" / first.path).read_bytes() == (tmp_path / "b" / first.path).read_bytes()
+
+
+def test_other_rows_of_the_same_shard_replace_nothing(tmp_path, layouts, rows_of):
+    layout = layouts()
+    first = write_all(rows_of(layout), layout, str(tmp_path))
+    second = write_all(rows_of(layout, quality=3), layout, str(tmp_path))
+    assert first.path != second.path
+    assert read_all(str(tmp_path), first, layout) == rows_of(layout)
 
 
 def test_120_rows_cost_at_most_1500_bytes_beyond_their_payloads(tmp_path, layouts, row_of):
@@ -179,7 +187,9 @@ def test_rejected_samples_come_back_with_their_reasons(tmp_path, layouts, rows_o
     rows = rows_of(layout)
     rejected = [*make_rejected(rows[4:5]), *make_rejected(rows[1:2], "no value at all, “nirgends”")]
     part = write_all([*rows[2:4], rows[0], rows[5]], layout, str(tmp_path), rejected=rejected)
-    assert (part.rows, part.rejected, part.rejected_path) == (4, 2, "rejected/t2m-00000000.parquet")
+    path = f"rejected/t2m-00000000-{part.rejected_sha256[:12]}.parquet"
+    assert (part.rows, part.rejected, part.rejected_path) == (4, 2, path)
+    assert sha256_hex((tmp_path / path).read_bytes()) == part.rejected_sha256
     assert part.rejected_bytes == (tmp_path / part.rejected_path).stat().st_size
     assert read_rejected(str(tmp_path), part, layout) == rejected[::-1]
     assert [row.block[0] for row in read_all(str(tmp_path), part, layout)] == [0, 2, 3, 5]
@@ -260,7 +270,7 @@ def test_every_truncation_of_a_part_is_found(tmp_path, layouts, rows_of):
     data = (tmp_path / part.path).read_bytes()
     for size in range(len(data)):
         (tmp_path / part.path).write_bytes(data[:size])
-        with pytest.raises(TruncatedBitstreamError, match=r"^parts/t2m-00000000\.parquet: got"):
+        with pytest.raises(TruncatedBitstreamError, match=rf"^{part.path}: got"):
             read_all(str(tmp_path), part, layout)
 
 
@@ -282,7 +292,7 @@ def test_every_truncation_of_a_part_is_found(tmp_path, layouts, rows_of):
 def test_a_part_that_is_not_the_one_in_the_manifest_is_found(changed, tmp_path, layouts, rows_of):
     layout = layouts()
     part = write_all(rows_of(layout), layout, str(tmp_path))
-    with pytest.raises(BitstreamError, match=r"^parts/t2m-00000000\.parquet: "):
+    with pytest.raises(BitstreamError, match=rf"^{part.path}: "):
         read_index(str(tmp_path), dataclasses.replace(part, **changed), layout)
 
 
@@ -308,7 +318,7 @@ def test_a_missing_part_is_a_source_error_that_names_it(tmp_path, layouts, rows_
     layout = layouts()
     part = write_all(rows_of(layout), layout, str(tmp_path))
     (tmp_path / part.path).unlink()
-    with pytest.raises(SourceError, match=r"parts/t2m-00000000\.parquet: no such file"):
+    with pytest.raises(SourceError, match=rf"{part.path}: no such file"):
         read_index(str(tmp_path), part, layout)
 
 
@@ -320,7 +330,7 @@ def test_every_flipped_byte_and_truncation_of_a_rejected_table_is_found(tmp_path
     changed = [data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :] for i in range(len(data))]
     for content in [*changed, *(data[:size] for size in range(len(data))), data + b"x"]:
         table.write_bytes(content)
-        with pytest.raises(BitstreamError, match=r"^rejected/t2m-00000000\.parquet: "):
+        with pytest.raises(BitstreamError, match=rf"^{part.rejected_path}: "):
             read_rejected(str(tmp_path), part, layout)
 
 

@@ -17,6 +17,7 @@ from vcinr_batch.bundle import load_bundle
 from vcinr_batch.compression import QualityRequest
 from vcinr_batch.config import SourceConfig
 from vcinr_batch.errors import ArchiveExistsError, BundleMismatchError, ConfigError, SourceError
+from vcinr_batch.verification import verify_archive
 
 Files = dict[str, bytes]
 
@@ -103,7 +104,7 @@ def test_samples_that_cannot_be_compressed_are_named_and_the_others_are_there(
     assert len(list(archive.keys())) == report.summary.rate.samples == 38
 
 
-def test_a_source_without_any_usable_sample_gives_an_error_and_no_files(
+def test_a_source_without_any_usable_sample_gives_an_error_and_no_archive(
     job: CompressJob, fields: xarray.Dataset, tmp_path: Path
 ) -> None:
     dataset = fields.copy()
@@ -111,7 +112,7 @@ def test_a_source_without_any_usable_sample_gives_an_error_and_no_files(
     dataset.to_netcdf(tmp_path / "nothing.nc")
     with pytest.raises(SourceError, match=r"all 40 samples were rejected.*no value at all"):
         compress(replace(job, sources=(str(tmp_path / "nothing.nc"),)))
-    assert files_below(job.output) == {}
+    assert "manifest.json.gz" not in files_below(job.output)
 
 
 def test_the_order_of_the_shards_does_not_change_a_byte(job: CompressJob, archive_path: Path) -> None:
@@ -174,11 +175,12 @@ def test_overwriting_without_ray_where_it_is_needed_keeps_the_old_archive(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SourceError("the store went away")], ids=["ctrl-c", "store"])
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwriting"])
-def test_a_run_that_ends_early_leaves_no_manifest_and_the_next_one_completes_it(
+def test_a_run_that_ends_early_leaves_what_was_there_and_the_next_one_completes_it(
     job: CompressJob, archive_path: Path, error: BaseException, overwrite: bool
 ) -> None:
     if overwrite:
         compress(replace(job, shard_samples=7))
+    before = files_below(job.output) if overwrite else {}
 
     def stop(progress: CompressProgress) -> None:
         if progress.samples == 20:
@@ -186,19 +188,70 @@ def test_a_run_that_ends_early_leaves_no_manifest_and_the_next_one_completes_it(
 
     with pytest.raises(type(error)):
         compress(replace(job, overwrite=overwrite), stop)
-    assert "manifest.json.gz" not in files_below(job.output)
-    compress(job)
+    left = files_below(job.output)
+    assert ("manifest.json.gz" in left) == overwrite
+    assert {name: left[name] for name in before} == before
+    compress(replace(job, overwrite=overwrite))
     assert files_below(job.output) == files_below(archive_path)
 
 
-def test_files_of_others_in_the_archive_are_left_alone(job: CompressJob) -> None:
-    foreign = [Path(job.output) / "parts" / "notes.txt", Path(job.output) / "README"]
-    left = Path(job.output) / "parts" / ".t2m-00000001.parquet.0123456789abcdef.tmp"
-    left.parent.mkdir(parents=True)
-    for path in (*foreign, left):
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwriting"])
+def test_files_of_others_at_the_output_are_left_alone(job: CompressJob, overwrite: bool) -> None:
+    if overwrite:
+        compress(replace(job, shard_samples=7))
+    names = ("README", "parts/notes.txt", "parts/sales-20240101.parquet", f"models/{'0' * 64}.safetensors")
+    for name in names:
+        path = Path(job.output) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
+    compress(replace(job, overwrite=overwrite))
+    assert [name for name in names if not (Path(job.output) / name).exists()] == []
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"?")])
+def test_without_an_old_manifest_that_reads_nothing_is_removed(
+    job: CompressJob, damage: Callable[[Path], object]
+) -> None:
+    compress(replace(job, shard_samples=7))
+    damage(Path(job.output) / "manifest.json.gz")
+    before = {name for name in files_below(job.output) if name.startswith("parts/")}
+    compress(replace(job, overwrite=True))
+    assert before < files_below(job.output).keys()
+
+
+def _while_it_runs(other: CompressJob) -> Callable[[CompressProgress], None]:
+    """Another run from start to end, after half of the samples."""
+
+    def progress(now: CompressProgress) -> None:
+        if now.samples == 20:
+            compress(other)
+
+    return progress
+
+
+def test_of_two_runs_at_once_the_first_to_finish_is_kept_whole(job: CompressJob, tmp_path: Path) -> None:
+    other = replace(job, request=QualityRequest(level=0))
+    with pytest.raises(ArchiveExistsError):
+        compress(job, _while_it_runs(other))
+    alone = replace(other, output=str(tmp_path / "alone"))
+    compress(alone)
+    written, expected = files_below(job.output), files_below(alone.output)
+    assert {name: written[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("same_as_old", ["this", "other"])
+def test_two_overwriting_runs_at_once_leave_a_whole_archive(job: CompressJob, same_as_old: str) -> None:
     compress(job)
-    assert [path.exists() for path in (*foreign, left)] == [True, True, False]
+    new = replace(job, request=QualityRequest(level=0), overwrite=True)
+    again = replace(job, overwrite=True)
+    if same_as_old == "this":
+        # The other run removes the old archive, which holds the very parts that this one has written.
+        with pytest.raises(SourceError, match="another run removed parts/"):
+            compress(again, _while_it_runs(new))
+    else:
+        compress(new, _while_it_runs(again))
+    assert verify_archive(job.output).problems == ()
+    assert Archive.open(job.output).rows()[0].quality == 0
 
 
 def test_torch_keeps_the_caller_s_threads(job: CompressJob, monkeypatch: pytest.MonkeyPatch) -> None:

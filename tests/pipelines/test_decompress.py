@@ -14,6 +14,7 @@ from pipelines.decompress import decompress
 from vcinr_batch.archive.archive import Archive
 from vcinr_batch.compression import QualityRequest
 from vcinr_batch.errors import ArchiveExistsError, ConfigError, SampleNotFoundError, SourceError
+from vcinr_batch.storage import join_url, read_bytes, write_bytes
 
 open_output: dict[str, Callable[[str], xarray.Dataset]] = {
     ".nc": xarray.open_dataset,
@@ -43,7 +44,8 @@ def test_only_the_parts_of_the_selection_are_read(
     archive_path: Path, tmp_path: Path, copy_archive: Callable[[Path], Path]
 ) -> None:
     archive = copy_archive(archive_path)
-    (archive / "parts" / "t2m-00000003.parquet").unlink()
+    (part,) = (archive / "parts").glob("t2m-00000003-*")
+    part.unlink()
     decompress(str(archive), str(tmp_path / "early.nc"), {"time": "2019-03-01"})
     with pytest.raises(SourceError, match="t2m-00000003"):
         decompress(str(archive), str(tmp_path / "late.nc"), {"time": "2019-03-02T15"})
@@ -100,6 +102,73 @@ def test_a_store_that_cannot_take_its_place_puts_the_old_one_back(
         decompress(str(archive_path), str(output), {"time": "2019-03-01T07"}, overwrite=True)
     with xarray.open_zarr(output, consolidated=False) as found:
         assert found.time.values.tolist() == np.array(["2019-03-01T06"], "M8[ns]").tolist()
+
+
+@pytest.mark.parametrize("base", ["{}", "memory://{}"], ids=["local", "store"])
+@pytest.mark.parametrize(
+    ("name", "is_directory", "what"),
+    [
+        ("out.nc", True, "a directory and not a file"),
+        ("out.zarr", True, "no Zarr store"),
+        ("out.zarr", False, "a file and not a Zarr store"),
+    ],
+)
+def test_what_this_command_would_not_have_written_is_never_replaced(
+    archive_path: Path, tmp_path: Path, base: str, name: str, is_directory: bool, what: str
+) -> None:
+    output = join_url(base.format(tmp_path), name)
+    treasure = join_url(output, "thesis.tex") if is_directory else output
+    write_bytes(treasure, b"years of work")
+    with pytest.raises(ArchiveExistsError, match=what):
+        decompress(str(archive_path), output, {"time": "2019-03-01T06"}, overwrite=True)
+    assert read_bytes(treasure) == b"years of work"
+
+
+def test_a_zarr_store_of_version_2_is_replaced_when_asked(archive_path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.zarr"
+    output.mkdir()
+    (output / ".zgroup").write_text('{"zarr_format": 2}')
+    decompress(str(archive_path), str(output), {"time": "2019-03-01T06"}, overwrite=True)
+    assert not (output / ".zgroup").exists()
+
+
+def test_what_appeared_at_the_output_meanwhile_is_not_replaced(
+    archive_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, write_netcdf = tmp_path / "out.nc", pipeline._write_netcdf
+
+    def slow(dataset: xarray.Dataset, path: Path) -> None:
+        write_netcdf(dataset, path)
+        output.write_bytes(b"of another run")
+
+    monkeypatch.setattr(pipeline, "_write_netcdf", slow)
+    with pytest.raises(ArchiveExistsError):
+        decompress(str(archive_path), str(output), {"time": "2019-03-01T06"})
+    assert output.read_bytes() == b"of another run"
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+@pytest.mark.parametrize(
+    ("units", "calendar", "first"),
+    [("days since 1850-01-01", "standard", 61787.5), ("days since 2000-01-01", "360_day", 29.5)],
+)
+def test_times_keep_their_units_calendar_and_dtype(
+    fields: xarray.Dataset, bundle_path: Path, tmp_path: Path, suffix: str, units: str, calendar: str, first: float
+) -> None:
+    labels = first + np.arange(4, dtype=np.float64)
+    encoded = fields.isel(time=slice(0, 4)).assign_coords(time=("time", labels, {"units": units, "calendar": calendar}))
+    encoded.to_netcdf(tmp_path / "days.nc")
+    job = CompressJob((str(tmp_path / "days.nc"),), str(bundle_path), str(tmp_path / "a"), QualityRequest(level=1))
+    compress(job)
+    output = tmp_path / f"out{suffix}"
+    decompress(job.output, str(output))
+    options = {"consolidated": False, "engine": "zarr"} if suffix == ".zarr" else {}
+    with xarray.open_dataset(output, decode_times=False, **options) as found:  # type: ignore[arg-type]
+        assert found.time.values.tolist() == labels.tolist()
+        assert found.time.dtype == np.float64
+        assert (found.time.attrs["units"], found.time.attrs["calendar"]) == (units, calendar)
+        if suffix == ".nc":
+            assert "_FillValue" not in found.time.encoding | found.latitude.encoding
 
 
 @pytest.mark.parametrize("suffix", [".nc", ".zarr"])

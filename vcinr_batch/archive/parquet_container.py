@@ -36,6 +36,8 @@ from vcinr_batch.storage import StorageOptions, join_url, read_bytes, read_range
 
 __all__ = ["PartIndex", "read_index", "read_rejected", "read_rows", "write_part"]
 
+_HASH_DIGITS = 12
+
 
 def write_part(
     rows: Sequence[ArchiveRow],
@@ -50,14 +52,16 @@ def write_part(
 ) -> ArchivePart:
     """Write one shard's rows, and the table of those that were rejected, into the archive at `url`.
 
-    The bytes are a pure function of the rows, whatever their order. The part is written after the table, so that a part
-    that is there is complete.
+    The bytes are a pure function of the rows, whatever their order. Files are named by their content, so that nothing
+    another archive at `url` refers to is ever replaced by something else. The part is written after the table, so that
+    a part that is there is complete.
 
     Args:
         rows: every sample of the shard that was not rejected.
         layout: the archive's.
         url: of the archive.
-        name: of the shard; becomes `parts/<name>.parquet` and `rejected/<name>.parquet`.
+        name: of the shard; becomes `parts/<name>-<hash>.parquet` and `rejected/<name>-<hash>.parquet`, with the first
+            12 hexadecimal digits of the file's SHA-256.
         start: the shard is the blocks [start, stop) along every axis.
         stop: see `start`.
         rejected: the rest of the shard.
@@ -73,8 +77,8 @@ def write_part(
     pieces = [data[a:b] for a, b in index_ranges(len(data), payloads)]
     _check_readable(data, decode_index(pieces, len(data), payloads, layout, (start, stop)), ordered, name)
     table = _write_rejected(refused, layout, url, name, storage_options) if refused else {}
-    path, crc32 = f"parts/{name}.parquet", index_crc32(pieces)
-    part = ArchivePart(path, len(rows), len(data), sha256_hex(data), crc32, tuple(payloads), start, stop, **table)
+    path, sha256, crc32 = _content_path("parts", name, data), sha256_hex(data), index_crc32(pieces)
+    part = ArchivePart(path, len(rows), len(data), sha256, crc32, tuple(payloads), start, stop, **table)
     write_bytes(join_url(url, part.path), data, storage_options=storage_options)
     return part
 
@@ -179,10 +183,14 @@ def _write_rejected(
 ) -> dict[str, Any]:
     """Write the table and return what an `ArchivePart` says about it."""
     data = encode_rejected(samples, layout)
-    path = f"rejected/{name}.parquet"
+    path = _content_path("rejected", name, data)
     write_bytes(join_url(url, path), data, storage_options=storage_options)
     sizes = {"rejected": len(samples), "rejected_bytes": len(data)}
     return {**sizes, "rejected_path": path, "rejected_sha256": sha256_hex(data)}
+
+
+def _content_path(folder: str, name: str, data: bytes) -> str:
+    return f"{folder}/{name}-{sha256_hex(data)[:_HASH_DIGITS]}.parquet"
 
 
 def _check_complete(
