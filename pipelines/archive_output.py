@@ -64,7 +64,8 @@ def check_present(output: str, manifest: Manifest, storage_options: StorageOptio
 def remove_replaced(output: str, old: frozenset[str], storage_options: StorageOptions) -> None:
     """Remove the files of an archive that was replaced, except those that the archive there now has too.
 
-    Anything else at this place, files of killed runs included, is not known to be ours and stays.
+    Anything else at this place, files of killed runs included, is not known to be ours and stays. So do bundles: an
+    archive written beside `models/` shares that folder with the bundles that were trained there.
 
     Args:
         output: URL of the archive.
@@ -79,5 +80,5 @@ def remove_replaced(output: str, old: frozenset[str], storage_options: StorageOp
     if not kept:
         return
     for path in sorted(old - kept):
-        if path.split("/")[0] in _FOLDERS:
+        if path.split("/")[0] in ("parts", "rejected"):
             remove(join_url(output, path), storage_options=storage_options)

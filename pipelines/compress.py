@@ -18,7 +18,6 @@ from vcinr_batch.bundle import Bundle, find_bundle, load_bundle
 from vcinr_batch.compression import OpenBundle, QualityRequest, check_layout, compress_samples, open_bundle
 from vcinr_batch.config import SourceConfig
 from vcinr_batch.data.layout import Layout
-from vcinr_batch.data.normalization import check_domain
 from vcinr_batch.data.samples import RejectedSample, Sample
 from vcinr_batch.data.shards import Shard, iter_samples, make_layout, plan_shards, shard_name
 from vcinr_batch.data.sources import FieldSource, open_fields
@@ -173,8 +172,7 @@ def plan_compression(job: CompressJob, bundle: Bundle) -> tuple[CompressPlan, li
     config = job.source.model_copy(update={"variable": job.source.variable or bundle.variable})
     source = open_fields(job.sources, config, job.storage_options)
     layout = make_layout(source, bundle.config.sample)
-    check_domain(bundle.normalizer, layout, source.unit)
-    check_layout(bundle, layout)
+    check_layout(bundle, layout, source.unit)
     plan = CompressPlan(source, layout, job.output, bundle.sha256, job.request, job.storage_options)
     shard_samples = job.shard_samples or bundle.config.sample.shard_samples
     return plan, plan_shards(layout, shard_samples, source.chunk_shape)

@@ -11,6 +11,7 @@ import pytest
 import xarray
 
 from pipelines import compress as pipeline
+from pipelines.archive_output import remove_replaced
 from pipelines.compress import CompressJob, CompressProgress, compress, compress_shard, plan_compression
 from vcinr_batch.archive.archive import Archive
 from vcinr_batch.bundle import load_bundle
@@ -217,6 +218,17 @@ def test_without_an_old_manifest_that_reads_nothing_is_removed(
     before = {name for name in files_below(job.output) if name.startswith("parts/")}
     compress(replace(job, overwrite=True))
     assert before < files_below(job.output).keys()
+
+
+def test_a_replaced_archive_leaves_its_bundle_but_not_its_parts(job: CompressJob) -> None:
+    """With `--output .` the archive's `models/` is the folder that bundles were trained into."""
+    compress(job)
+    for name in ("parts/old.parquet", "models/old.safetensors"):
+        (Path(job.output) / name).write_text("x")
+    remove_replaced(job.output, frozenset({"parts/old.parquet", "models/old.safetensors"}), {})
+    left = files_below(job.output)
+    assert "models/old.safetensors" in left
+    assert "parts/old.parquet" not in left
 
 
 def _while_it_runs(other: CompressJob) -> Callable[[CompressProgress], None]:

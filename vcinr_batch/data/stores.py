@@ -139,6 +139,7 @@ def _head(fs: Any, path: str) -> bytes | None:
 
 
 def _fingerprint(fs: Any, path: str) -> str:
+    """What changes with the content; empty where the file system cannot tell. Opening says why if it is unreachable."""
     try:
         return str(fs.ukey(path))
     except (OSError, NotImplementedError):
