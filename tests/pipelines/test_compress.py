@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import xarray
 
-from pipelines import compress as pipeline
+from pipelines import shard_work
 from pipelines.archive_output import remove_replaced
-from pipelines.compress import CompressJob, CompressProgress, compress, compress_shard, plan_compression
+from pipelines.compress import CompressJob, CompressProgress, compress
+from pipelines.compress_plan import plan_compression
+from pipelines.shard_work import compress_shard
 from vcinr_batch.archive.archive import Archive
 from vcinr_batch.bundle import load_bundle
 from vcinr_batch.compression import QualityRequest
@@ -270,13 +272,13 @@ def test_torch_keeps_the_caller_s_threads(job: CompressJob, monkeypatch: pytest.
     import torch
 
     seen = []
-    compress_samples = pipeline.compress_samples
+    compress_samples = shard_work.compress_samples
 
     def watched(*args: object) -> object:
         seen.append(torch.get_num_threads())
         return compress_samples(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline, "compress_samples", watched)
+    monkeypatch.setattr(shard_work, "compress_samples", watched)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -290,7 +292,7 @@ def test_torch_keeps_the_caller_s_threads(job: CompressJob, monkeypatch: pytest.
 def test_the_size_of_a_batch_does_not_change_what_is_decoded_or_counted(
     job: CompressJob, archive_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "BATCH_VALUES", 3 * 8 * 12)
+    monkeypatch.setattr(shard_work, "BATCH_VALUES", 3 * 8 * 12)
     compress(job)
     payloads = [row.payload for row in Archive.open(job.output).rows()]
     assert payloads == [row.payload for row in Archive.open(str(archive_path)).rows()]
