@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 import xarray
 
+from tests.servers.fixtures import ceph, ceph_server, faulty_proxy_server, faulty_s3, s3, s3_server
+
+__all__ = ["ceph", "ceph_server", "faulty_proxy_server", "faulty_s3", "s3", "s3_server"]
+
 TINY_CONFIG = """
 source: {variable: t2m}
 normalizer: {background: mean}
@@ -16,6 +20,10 @@ meta_learning: {steps: 0}
 codec: {steps: 20, quality_psnr_db: [20, 30, 40, 50]}
 """
 TINY_HOURS, TINY_HEIGHT, TINY_WIDTH = 40, 8, 12
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "ceph: needs Ceph's gateway (Debian: radosgw ceph-mon ceph-osd ceph-mgr)")
 
 
 def make_fields(hours: int = TINY_HOURS, start: str = "2019-03-01", seed: int = 0) -> xarray.Dataset:

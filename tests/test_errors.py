@@ -15,6 +15,8 @@ ALL = [kind for kind in vars(errors).values() if isinstance(kind, type) and issu
     [
         ("ConfigError", ValueError),
         ("SourceError", OSError),
+        ("StoreUnavailableError", errors.SourceError),
+        ("DamagedSourceError", errors.SourceError),
         ("FittingError", RuntimeError),
         ("BitstreamError", ValueError),
         ("TruncatedBitstreamError", errors.BitstreamError),

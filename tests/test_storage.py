@@ -8,7 +8,7 @@ import fsspec
 import pytest
 
 from vcinr_batch import storage
-from vcinr_batch.errors import ArchiveExistsError, ConfigError, SourceError
+from vcinr_batch.errors import ArchiveExistsError, ConfigError, SourceError, StoreUnavailableError
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -250,7 +250,8 @@ def test_a_web_server_that_ignores_ranges_does_not_mislead(http_base, tmp_path):
         storage.read_ranges(f"{http_base}/gone", [(0, 5)])
 
 
-def test_an_unreachable_server_is_a_source_error():
+def test_an_unreachable_server_is_said_to_be_so_after_the_window(monkeypatch):
     pytest.importorskip("aiohttp")
-    with pytest.raises(SourceError, match=r"cannot read http://127\.0\.0\.1:1/x: "):
+    monkeypatch.setenv("VCINR_STORE_RETRY_SECONDS", "0.3")
+    with pytest.raises(StoreUnavailableError, match=r"cannot read http://127\.0\.0\.1:1/x: "):
         storage.read_bytes("http://127.0.0.1:1/x")

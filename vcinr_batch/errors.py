@@ -17,6 +17,17 @@ class SourceError(VcinrError, OSError):
     """A source cannot be read or holds no usable data: names the URL, the variable or the sample."""
 
 
+class StoreUnavailableError(SourceError):
+    """The store did not answer properly, though asked again, or it refused the credentials: names URL and cause.
+
+    Nothing is known to be wrong with the data: run again later, never reject samples for it.
+    """
+
+
+class DamagedSourceError(SourceError):
+    """Bytes of a source arrived but do not decode (truncated file, bad chunk): names the URL."""
+
+
 class FittingError(VcinrError, RuntimeError):
     """A fit or a training run left the finite numbers: names the sample keys or the step."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vcinr_batch.archive.manifest import check_path
@@ -16,7 +16,7 @@ from vcinr_batch.data import shards as shards_module
 from vcinr_batch.data.axes import Axis
 from vcinr_batch.data.coordinates import make_grid
 from vcinr_batch.data.layout import Layout
-from vcinr_batch.data.shards import Shard, iter_samples, make_layout, plan_shards, shard_blocks, shard_name
+from vcinr_batch.data.shards import Shard, halves, iter_samples, make_layout, plan_shards, shard_blocks, shard_name
 from vcinr_batch.data.sources import FieldSource, open_fields
 from vcinr_batch.errors import ConfigError
 
@@ -78,6 +78,7 @@ def test_shards_are_filled_from_the_inner_axis_and_end_with_chunks(
     assert [tuple(b - a for a, b in zip(s.start, s.stop, strict=True)) for s in shards] == expected
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 5)), min_size=1, max_size=4),
     st.integers(1, 50),
@@ -161,3 +162,19 @@ def test_tiles_over_several_hours_are_padded_at_the_edge(source: FieldSource) ->
     assert last.mask is not None
     assert np.flatnonzero(last.mask).tolist() == [6]  # hour 5; hour 4 has no value at all
     assert math.isclose(last.values[6, 0], shards_module.read_extent(source, np.s_[5:6, 2:3, 3:4])[0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "first_stop", "second_start"),
+    [
+        ((0, 0), (4, 1), (2, 1), (2, 0)),
+        ((3, 0), (6, 5), (4, 5), (4, 0)),
+        ((7, 2), (8, 4), (8, 3), (7, 3)),
+    ],
+)
+def test_halves_are_the_shard_in_its_order(
+    start: tuple[int, ...], stop: tuple[int, ...], first_stop: tuple[int, ...], second_start: tuple[int, ...]
+) -> None:
+    shard = Shard(5, start, stop)
+    assert halves(shard) == (Shard(5, start, first_stop), Shard(5, second_start, stop))
+    assert [block for half in halves(shard) for block in shard_blocks(half)] == list(shard_blocks(shard))

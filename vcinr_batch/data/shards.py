@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -78,6 +78,14 @@ def shard_name(layout: Layout, shard: Shard) -> str:
 def shard_blocks(shard: Shard) -> Iterator[tuple[int, ...]]:
     """The blocks of a shard in row-major order."""
     return product(*(range(a, b) for a, b in zip(shard.start, shard.stop, strict=True)))
+
+
+def halves(shard: Shard) -> tuple[Shard, Shard]:
+    """A shard of two samples or more in two, cut along its outermost axis of more than one block: the order stays."""
+    k = next(k for k, (a, b) in enumerate(zip(shard.start, shard.stop, strict=True)) if b - a > 1)
+    middle = (shard.start[k] + shard.stop[k]) // 2
+    first = replace(shard, stop=(*shard.stop[:k], middle, *shard.stop[k + 1 :]))
+    return first, replace(shard, start=(*shard.start[:k], middle, *shard.start[k + 1 :]))
 
 
 def iter_samples(source: FieldSource, layout: Layout, grid: Grid, shard: Shard) -> Iterator[Sample]:

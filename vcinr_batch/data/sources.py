@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise, product
 from typing import Any
 
@@ -14,7 +15,7 @@ from vcinr_batch.data.axes import Axis, axis_index, source_order, take_labels
 from vcinr_batch.data.source_joining import join_parts
 from vcinr_batch.data.source_parts import SourcePart, open_part
 from vcinr_batch.data.source_urls import expand_urls, group_by_member
-from vcinr_batch.data.stores import StoreFile, open_store, reading
+from vcinr_batch.data.stores import StoreFile, read_store
 from vcinr_batch.errors import ConfigError
 
 
@@ -91,7 +92,9 @@ def read_extent(source: FieldSource, extent: tuple[slice, ...]) -> NDArray[np.fl
         float32 of the extent's shape, in the variable's unit.
 
     Raises:
-        SourceError: a file of it cannot be read.
+        StoreUnavailableError: the store does not answer: nothing is known to be wrong with the data.
+        DamagedSourceError: bytes of it do not decode.
+        SourceError: a file of it is missing or cannot be read.
     """
     ranges = [range(*part.indices(len(axis))) for part, axis in zip(extent, source.axes, strict=True)]
     values = np.empty([len(indices) for indices in ranges], dtype=np.float32)
@@ -128,23 +131,21 @@ def _read_places(
 ) -> None:
     """Fill `target`, whose axes are the keys of `places`, from one file in few contiguous reads."""
     dims = list(places)
-    dataset = open_store(file, source.storage_options)
-    with reading(file.url):
-        variable = dataset.variables[source.variable]
-        for runs in product(*(_runs(places[dim]) for dim in dims)):
-            wanted = {dim: run[0] for dim, run in zip(dims, runs, strict=True) if dim in variable.dims}
-            block = _load(variable, wanted, dims)
-            into = [run[1] for run in runs]
-            if all(isinstance(index, slice) for index in into):
-                target[tuple(into)] = block
-            else:
-                grid = [np.arange(n)[index] for index, n in zip(into, target.shape, strict=True)]
-                target[np.ix_(*grid)] = block
+    for runs in product(*(_runs(places[dim]) for dim in dims)):
+        wanted = {dim: run[0] for dim, run in zip(dims, runs, strict=True)}
+        block = read_store(file, source.storage_options, partial(_load, source.variable, wanted, dims))
+        into = [run[1] for run in runs]
+        if all(isinstance(index, slice) for index in into):
+            target[tuple(into)] = block
+        else:
+            grid = [np.arange(n)[index] for index, n in zip(into, target.shape, strict=True)]
+            target[np.ix_(*grid)] = block
 
 
-def _load(variable: xarray.Variable, wanted: Mapping[str, slice], dims: list[str]) -> NDArray[np.float32]:
+def _load(name: str, wanted: Mapping[str, slice], dims: list[str], dataset: xarray.Dataset) -> NDArray[np.float32]:
     """A block with exactly the axes `dims`: other dimensions have length 1 here, missing ones are put in."""
-    values = variable.isel(wanted)
+    variable = dataset.variables[name]
+    values = variable.isel({dim: places for dim, places in wanted.items() if dim in variable.dims})
     block = values.transpose(*(dim for dim in dims if dim in values.dims)).values
     with np.errstate(over="ignore"):
         block = block.astype(np.float32, copy=False)
