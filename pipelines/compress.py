@@ -1,39 +1,43 @@
-"""Compresses a source into an archive, shard by shard: plain functions first, Ray as one way to call them."""
+"""Compresses a source into an archive: the driver. What is done to a shard is in `shard_work`, by whom in
+`shard_engine`.
+"""
 
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipelines.archive_output import check_present, old_files, refuse_existing, remove_replaced, start_archive
-from pipelines.compress_plan import CompressJob, CompressPlan, plan_compression, source_bytes
-from pipelines.ray_tasks import import_ray, run_on_ray
-from pipelines.shard_work import REJECTED_EXAMPLES, ShardResult, compress_shard
+from pipelines.compress_plan import (
+    CompressJob,
+    CompressPlan,
+    max_rejected,
+    plan_compression,
+    source_bytes,
+    worker_options,
+)
+from pipelines.compress_progress import CompressProgress, Progress, RunTally
+from pipelines.ray_session import import_ray
+from pipelines.shard_engine import run_shards
+from pipelines.shard_status import finished_results, read_statuses, remove_statuses, run_identity, write_run
 from vcinr_batch import __version__
-from vcinr_batch.archive.manifest import ArchivePart, Manifest, commit_manifest
+from vcinr_batch.archive.manifest import (
+    MANIFEST_NAME,
+    ArchivePart,
+    Manifest,
+    commit_manifest,
+    manifest_to_json,
+    read_manifest,
+)
 from vcinr_batch.bundle import find_bundle, load_bundle
 from vcinr_batch.data.samples import RejectedSample
 from vcinr_batch.data.shards import Shard
-from vcinr_batch.errors import SourceError
-from vcinr_batch.inspection import ArchiveSummary, add_figures, rate_distortion
-from vcinr_batch.storage import public_url, read_bytes
+from vcinr_batch.errors import ArchiveExistsError, SourceError
+from vcinr_batch.inspection import ArchiveSummary, add_figures, inspect_archive, rate_distortion
+from vcinr_batch.storage import exists, join_url, public_url, read_bytes, size_bytes
 
 __all__ = ["CompressJob", "CompressProgress", "CompressReport", "compress"]
-
-
-@dataclass(frozen=True)
-class CompressProgress:
-    """How far a run has come."""
-
-    samples: int
-    """Done, the rejected ones included."""
-    total_samples: int
-    rejected: int
-    source_bytes: float
-    """Of the samples done, as delivered."""
-    archive_bytes: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,20 @@ class CompressReport:
     source_bytes: float
     """Of all samples, as delivered."""
     seconds: float
+    last: CompressProgress
+    """The counts at the end."""
 
 
-Progress = Callable[[CompressProgress], None]
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A job when its plan is made."""
+
+    job: CompressJob
+    plan: CompressPlan
+    shards: Sequence[Shard]
+    identity: str
+    bundle_data: bytes
+    tally: RunTally
 
 
 def compress(job: CompressJob, progress: Progress | None = None) -> CompressReport:
@@ -59,75 +74,106 @@ def compress(job: CompressJob, progress: Progress | None = None) -> CompressRepo
     order in which they finish.
 
     Raises:
-        ArchiveExistsError: there is an archive at the output, or another run wrote one meanwhile, and `overwrite` is
-            off.
-        SourceError: the source or bundle cannot be read, the output cannot be written, or every sample was rejected.
-        ConfigError, SampleNotFoundError: no such quality level, variable or label.
+        ArchiveExistsError: there is another archive at the output, or another run wrote one meanwhile, and `overwrite`
+            is off.
+        SourceError: the source or bundle cannot be read, the output cannot be written, shards failed again and again,
+            or more samples were rejected than the job allows.
+        ConfigError, SampleNotFoundError: no such quality level, variable or label; Ray or its cluster is not there.
         BundleMismatchError: the bundle is for another variable, unit or grid.
         CorruptBitstreamError: the bundle is damaged or was renamed.
     """
     started = time.monotonic()
-    options = job.storage_options
-    if not job.overwrite:
-        refuse_existing(job.output, options)
-    if job.workers:
+    if job.workers != 0:
         import_ray()
-    bundle_url = find_bundle(job.bundle, options)
-    bundle = load_bundle(bundle_url, options)
+    run = _plan_run(job, progress)
+    if not job.overwrite and exists(join_url(job.output, MANIFEST_NAME), storage_options=job.storage_options):
+        summary = _clean_up_after(run)
+    else:
+        summary = _compress(run)
+    return CompressReport(
+        summary=summary,
+        rejected_examples=run.tally.examples,
+        source_bytes=source_bytes(run.plan, run.plan.layout.sample_count),
+        seconds=time.monotonic() - started,
+        last=run.tally.progress(),
+    )
+
+
+def _plan_run(job: CompressJob, progress: Progress | None) -> _Run:
+    bundle_url = find_bundle(job.bundle, job.storage_options)
+    bundle = load_bundle(bundle_url, job.storage_options)
     plan, shards = plan_compression(job, bundle)
-    bundle_data = read_bytes(bundle_url, storage_options=options)
+    data = read_bytes(bundle_url, storage_options=job.storage_options)
+    tally = RunTally(plan, max_rejected(job, plan.layout.sample_count), progress)
+    return _Run(job, plan, shards, run_identity(plan, shards), data, tally)
+
+
+def _compress(run: _Run) -> ArchiveSummary:
+    """Do what is missing, write the manifest and clear away what it replaces."""
+    job, plan, tally, options = run.job, run.plan, run.tally, run.job.storage_options
     old = old_files(job.output, options) if job.overwrite else frozenset()
-    start_archive(job.output, bundle.file_name, bundle_data, options)
-    results = _run_shards(plan, shards, job.workers, progress)
+    start_archive(job.output, PurePosixPath(plan.bundle_url).name, run.bundle_data, options)
+    _run_shards(run)
+    results = [result for _, result in sorted(tally.results.items())]
     figures = add_figures(result.figures for result in results)
-    examples = [example for result in results for example in result.rejected_examples]
     if figures.samples == 0:
         raise SourceError(
-            f"{bundle.variable}: all {plan.layout.sample_count} samples were rejected, "
-            f"the first is {examples[0].key}: {examples[0].reason}; no archive was written"
+            f"{plan.layout.variable}: all {plan.layout.sample_count} samples were rejected, "
+            f"the first is {tally.examples[0].key}: {tally.examples[0].reason}; no archive was written"
         )
     manifest = _make_manifest(plan, [result.part for result in results])
     if job.overwrite:
         check_present(job.output, manifest, options)
-    manifest_bytes = commit_manifest(manifest, job.output, overwrite=job.overwrite, storage_options=options)
+    manifest_bytes = _commit(job, manifest)
     remove_replaced(job.output, old, options)
-    rate = rate_distortion(figures, manifest, manifest_bytes, len(bundle_data))
-    return CompressReport(
-        summary=ArchiveSummary(public_url(job.output), manifest, bundle, figures, rate),
-        rejected_examples=tuple(examples[:REJECTED_EXAMPLES]),
-        source_bytes=source_bytes(plan, plan.layout.sample_count),
-        seconds=time.monotonic() - started,
-    )
+    remove_statuses(plan, run.identity)
+    rate = rate_distortion(figures, manifest, manifest_bytes, len(run.bundle_data))
+    bundle = load_bundle(plan.bundle_url, options)
+    return ArchiveSummary(public_url(job.output), manifest, bundle, figures, rate)
 
 
-def _run_shards(
-    plan: CompressPlan, shards: Sequence[Shard], workers: int, progress: Progress | None
-) -> list[ShardResult]:
-    """Results in the order of the shards, whatever the order in which they came."""
-    started = time.monotonic()
-    results, done, rejected, archive_bytes = list[ShardResult](), 0, 0, 0
-
-    def report() -> None:
-        if progress:
-            total, size_bytes = plan.layout.sample_count, source_bytes(plan, done)
-            seconds = time.monotonic() - started
-            progress(CompressProgress(done, total, rejected, size_bytes, archive_bytes, seconds))
-
-    report()
-    running = run_on_ray(compress_shard, plan, shards, workers) if workers else _run_here(plan, shards)
-    with closing(running):
-        for result in running:
-            results.append(result)
-            done += result.part.sample_count
-            rejected += result.part.rejected
-            archive_bytes += result.part.bytes + result.part.rejected_bytes
-            report()
-    return sorted(results, key=lambda result: result.index)
+def _run_shards(run: _Run) -> None:
+    """Do the shards that an earlier run has not done."""
+    plan, shards, tally = run.plan, run.shards, run.tally
+    tally.resume(finished_results(plan, run.identity, shards))
+    left = [shard for shard in shards if shard.index not in tally.results]
+    if not left:
+        return
+    write_run(plan, run.identity, shards)
+    with closing(run_shards(plan, left, worker_options(run.job), run.identity)) as outcomes:
+        for outcome in outcomes:
+            tally.add(outcome)
+    tally.check_complete()
 
 
-def _run_here(plan: CompressPlan, shards: Sequence[Shard]) -> Generator[ShardResult, None, None]:
-    for shard in shards:
-        yield compress_shard(plan, shard)
+def _commit(job: CompressJob, manifest: Manifest) -> int:
+    """Write the manifest, unless another driver of the same run was faster; its size in bytes."""
+    try:
+        return commit_manifest(manifest, job.output, overwrite=job.overwrite, storage_options=job.storage_options)
+    except ArchiveExistsError:
+        if not _is_same(read_manifest(job.output, storage_options=job.storage_options), manifest):
+            raise
+        return size_bytes(join_url(job.output, MANIFEST_NAME), storage_options=job.storage_options)
+
+
+def _clean_up_after(run: _Run) -> ArchiveSummary:
+    """Finish a run whose driver died between writing the manifest and removing the status objects.
+
+    Raises:
+        ArchiveExistsError: the archive is not this run's, or nothing was left to be cleaned up.
+    """
+    job, plan, options = run.job, run.plan, run.job.storage_options
+    statuses = read_statuses(plan, run.identity)
+    written = read_manifest(job.output, storage_options=options) if statuses else None
+    if written is None or not _is_same(written, _make_manifest(plan, written.parts)):
+        refuse_existing(job.output, options)
+    run.tally.resume(finished_results(plan, run.identity, run.shards))
+    remove_statuses(plan, run.identity)
+    return inspect_archive(job.output, storage_options=options)
+
+
+def _is_same(one: Manifest, other: Manifest) -> bool:
+    return manifest_to_json(one) == manifest_to_json(other)
 
 
 def _make_manifest(plan: CompressPlan, parts: Sequence[ArchivePart]) -> Manifest:

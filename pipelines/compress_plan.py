@@ -1,5 +1,7 @@
 """What a compression is to do: the job as a user asks for it, and the plan that every worker gets."""
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +14,33 @@ from vcinr_batch.data.shards import Shard, make_layout, plan_shards
 from vcinr_batch.data.sources import FieldSource, open_fields
 from vcinr_batch.errors import ConfigError
 from vcinr_batch.storage import check_url, join_url
+
+SHARD_TIMEOUT_SECONDS = 3600.0
+"""Generous: only what will never end should reach it."""
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How many workers, and where. The archive's bytes do not depend on it."""
+
+    count: int | None = 0
+    """0 runs in this process, without Ray; None takes what the cluster has at the start."""
+    address: str | None = None
+    """Of a cluster: `auto`, `host:port` or `ray://host:port`; by default RAY_ADDRESS, or a Ray started here."""
+    num_gpus: float = 0.0
+    """Reserved for each worker."""
+    shard_timeout_seconds: float = SHARD_TIMEOUT_SECONDS
+    """How long a worker may take for one shard before it is replaced; without Ray there is no limit."""
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 0:
+            raise ConfigError(f"workers must be 0 or more, got {self.count}")
+        if self.count == 0 and (self.address or self.num_gpus):
+            raise ConfigError("0 workers run in this process: expected no address and no GPUs")
+        if not math.isfinite(self.num_gpus) or self.num_gpus < 0:
+            raise ConfigError(f"num_gpus must be 0 or more, got {self.num_gpus}")
+        if not self.shard_timeout_seconds > 0:
+            raise ConfigError(f"shard_timeout must be more than 0 seconds, got {self.shard_timeout_seconds}")
 
 
 @dataclass(frozen=True)
@@ -29,16 +58,23 @@ class CompressJob:
     """Variable (the bundle's by default), selection, member pattern."""
     shard_samples: int | None = None
     """About how many samples a worker handles at a time; the bundle's configuration by default."""
-    workers: int = 0
-    """Ray workers; 0 runs in this process, without Ray. The archive's bytes do not depend on it."""
+    workers: int | None = 0
+    """Ray workers; 0 runs in this process, without Ray; None takes what the cluster has."""
+    address: str | None = None
+    """Of a Ray cluster, as in `WorkerOptions`."""
+    num_gpus: float = 0.0
+    """Reserved for each worker."""
+    shard_timeout_seconds: float = SHARD_TIMEOUT_SECONDS
+    max_rejected: str | None = None
+    """More rejected samples than this number or percentage (`10`, `0.5%`): no archive. By default there is no limit."""
     overwrite: bool = False
     storage_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for what, url in [*(("source", url) for url in self.sources), ("bundle", self.bundle), ("output", self.output)]:
             check_url(url, what)
-        if self.workers < 0:
-            raise ConfigError(f"workers must be 0 or more, got {self.workers}")
+        worker_options(self)
+        max_rejected(self, 0)
         if self.shard_samples is not None and self.shard_samples < 1:
             raise ConfigError(f"shard_samples must be 1 or more, got {self.shard_samples}")
 
@@ -72,6 +108,29 @@ def plan_compression(job: CompressJob, bundle: Bundle) -> tuple[CompressPlan, li
     plan = CompressPlan(source, layout, job.output, bundle.sha256, bundle_url, job.request, job.storage_options)
     shard_samples = job.shard_samples or bundle.config.sample.shard_samples
     return plan, plan_shards(layout, shard_samples, source.chunk_shape)
+
+
+def worker_options(job: CompressJob) -> WorkerOptions:
+    """How many workers, and where.
+
+    Raises:
+        ConfigError: the job's values make no sense.
+    """
+    return WorkerOptions(job.workers, job.address, job.num_gpus, job.shard_timeout_seconds)
+
+
+def max_rejected(job: CompressJob, samples: int) -> float:
+    """How many of that many samples may be rejected; infinite without a limit.
+
+    Raises:
+        ConfigError: not a number or percentage.
+    """
+    if job.max_rejected is None:
+        return math.inf
+    found = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", job.max_rejected.strip())
+    if not found or float(found[2] or 0) > 100:
+        raise ConfigError(f"max_rejected must be a number or a percentage like 0.5%, got {job.max_rejected!r}")
+    return int(found[1]) if found[1] else samples * float(found[2]) / 100
 
 
 def source_bytes(plan: CompressPlan, samples: int) -> float:

@@ -1,13 +1,11 @@
-"""Runs a function over many items as Ray tasks, on a local Ray started on demand. The only module that knows Ray."""
+"""Calls a function for many items as Ray tasks: for work that needs no more than that."""
 
-import logging
-import os
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
 from types import ModuleType
 from typing import Any, TypeVar
 
-from vcinr_batch.errors import ConfigError, VcinrError
+from pipelines.ray_session import ray_session
+from vcinr_batch.errors import VcinrError
 
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
@@ -17,12 +15,14 @@ TASKS_PER_WORKER = 2
 """Tasks in flight: one that runs and one that waits, so that no worker idles and results do not pile up."""
 TASK_RETRIES = 3
 """How often a task starts again after its worker process died."""
-OBJECT_STORE_BYTES = 128 << 20
-"""Ray's shared memory; only plans and results pass through it, and the default is a third of the machine."""
 
 
 def run_on_ray(
-    function: Callable[[Shared, Item], Result], shared: Shared, items: Iterable[Item], workers: int
+    function: Callable[[Shared, Item], Result],
+    shared: Shared,
+    items: Iterable[Item],
+    workers: int,
+    address: str | None = None,
 ) -> Generator[Result, None, None]:
     """Call `function(shared, item)` for every item on Ray workers.
 
@@ -30,18 +30,17 @@ def run_on_ray(
         function: importable by name on the workers.
         shared: pickled once, for all items.
         items: taken as workers become free.
-        workers: of the local Ray, which is started here and stopped at the end. Where Ray runs already in this process,
-            or RAY_ADDRESS names a cluster, that one is used and left running.
+        workers: at most that many items at a time; the CPUs of a Ray that is started here.
+        address: of a cluster, as in `ray_session`.
 
     Yields:
         Results in the order in which they are done.
 
     Raises:
         VcinrError: the one that `function` raised, or a task whose worker died again and again.
-        ConfigError: Ray is not installed.
+        ConfigError: Ray is not installed, or there is no cluster at the address.
     """
-    ray = import_ray()
-    with _ray_runtime(ray, workers):
+    with ray_session(address, workers) as ray:
         task = ray.remote(num_cpus=1, max_retries=TASK_RETRIES)(function)
         shared_ref = ray.put(shared)
         pending: list[Any] = []
@@ -61,17 +60,6 @@ def run_on_ray(
                 ray.cancel(ref, force=True)
 
 
-def import_ray() -> ModuleType:
-    """Ray, or a ConfigError that says how to install it or how to do without."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(
-            "Ray is not installed: pip install 'vcinr-batch[ray]', or --workers 0 to run without it"
-        ) from error
-    return ray
-
-
 def _result(ray: ModuleType, ref: Any) -> Any:
     """A task's result; an error of ours comes out as itself, one that is not as Ray shows it."""
     try:
@@ -85,25 +73,3 @@ def _result(ray: ModuleType, ref: Any) -> Any:
         raise VcinrError(
             f"a Ray worker was lost {TASK_RETRIES + 1} times ({lines[0]}); run the same command again"
         ) from error
-
-
-@contextmanager
-def _ray_runtime(ray: ModuleType, workers: int) -> Iterator[None]:
-    if ray.is_initialized():
-        yield
-        return
-    # A library does not phone home unasked, and does not talk to the terminal of those who call it.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS", "local")
-    local = {"num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **(local if address == "local" else {}),
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()

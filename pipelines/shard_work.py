@@ -6,7 +6,7 @@ A retry of any stage repeats its own work and writes the same bytes to the same 
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,8 +16,10 @@ from vcinr_batch.archive.parquet_container import write_part
 from vcinr_batch.archive.rows import ArchiveRow
 from vcinr_batch.bundle import load_bundle
 from vcinr_batch.compression import OpenBundle, compress_samples, open_bundle
+from vcinr_batch.data.layout import sample_key
 from vcinr_batch.data.samples import RejectedSample, Sample
 from vcinr_batch.data.shards import Shard, iter_samples, shard_name
+from vcinr_batch.errors import DamagedSourceError
 from vcinr_batch.inspection import RowFigures, measure_rows
 
 BATCH_VALUES = 1 << 24
@@ -56,6 +58,9 @@ class ShardResult:
     part: ArchivePart
     figures: RowFigures
     rejected_examples: tuple[RejectedSample, ...]
+    attempts: int = 1
+    seconds: float = 0.0
+    """Of the last attempt."""
 
 
 def compress_shard(plan: CompressPlan, shard: Shard) -> ShardResult:
@@ -68,13 +73,21 @@ def compress_shard(plan: CompressPlan, shard: Shard) -> ShardResult:
 
 
 def read_shard(plan: CompressPlan, shard: Shard) -> ShardSamples:
-    """First stage: one read of the source.
+    """First stage: one read of the source; where its bytes are damaged, smaller ones around the damage.
 
     Raises:
-        SourceError: the source cannot be read.
+        SourceError: the source cannot be read for a reason that is not in its bytes.
     """
     grid = open_bundle_once(plan).bundle.grid
-    return ShardSamples(shard, list(iter_samples(plan.source, plan.layout, grid, shard)), ())
+    try:
+        return ShardSamples(shard, list(iter_samples(plan.source, plan.layout, grid, shard)), ())
+    except DamagedSourceError as error:
+        if shard.sample_count == 1:
+            reason = f"cannot be read: {error}"
+            return ShardSamples(shard, (), (RejectedSample(sample_key(plan.layout, shard.start), shard.start, reason),))
+    halves = [read_shard(plan, half) for half in _halves(shard)]
+    samples = [sample for half in halves for sample in half.samples]
+    return ShardSamples(shard, samples, [sample for half in halves for sample in half.rejected])
 
 
 def compress_read(plan: CompressPlan, read: ShardSamples) -> ShardRows:
@@ -88,7 +101,7 @@ def compress_read(plan: CompressPlan, read: ShardSamples) -> ShardRows:
             batch_rows, batch_rejected = compress_samples(batch, opened, plan.layout, plan.request)
             rows += batch_rows
             rejected += batch_rejected
-    return ShardRows(read.shard, rows, rejected)
+    return ShardRows(read.shard, rows, sorted(rejected, key=lambda sample: sample.block))
 
 
 def write_shard(plan: CompressPlan, compressed: ShardRows) -> ShardResult:
@@ -110,6 +123,15 @@ def write_shard(plan: CompressPlan, compressed: ShardRows) -> ShardResult:
     )
     figures = measure_rows(rows, open_bundle_once(plan).bundle.normalizer, plan.layout)
     return ShardResult(shard.index, part, figures, tuple(rejected[:REJECTED_EXAMPLES]))
+
+
+def _halves(shard: Shard) -> tuple[Shard, Shard]:
+    """Along the outermost axis that has more than one block, so that the order of the samples stays."""
+    k = next(k for k, (a, b) in enumerate(zip(shard.start, shard.stop, strict=True)) if b - a > 1)
+    middle = (shard.start[k] + shard.stop[k]) // 2
+    stop = (*shard.stop[:k], middle, *shard.stop[k + 1 :])
+    start = (*shard.start[:k], middle, *shard.start[k + 1 :])
+    return replace(shard, stop=stop), replace(shard, start=start)
 
 
 def open_bundle_once(plan: CompressPlan) -> OpenBundle:

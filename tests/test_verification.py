@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,12 @@ from vcinr_batch.archive.manifest import Manifest, commit_manifest, read_manifes
 from vcinr_batch.archive.parquet_container import write_part
 from vcinr_batch.compression import QualityRequest
 from vcinr_batch.config import SourceConfig
-from vcinr_batch.errors import SampleNotFoundError, SourceError, UnsupportedFormatError
+from vcinr_batch.data.coordinates import Grid
+from vcinr_batch.data.layout import Layout
+from vcinr_batch.data.samples import Sample
+from vcinr_batch.data.shards import Shard
+from vcinr_batch.data.sources import FieldSource
+from vcinr_batch.errors import DamagedSourceError, SampleNotFoundError, SourceError, UnsupportedFormatError
 from vcinr_batch.verification import open_original, verify_archive
 
 Damage = Callable[[Path], None]
@@ -328,3 +333,23 @@ def test_a_source_without_the_archive_s_labels_is_named(
     fields.assign_coords(time=fields.time + np.timedelta64(365, "D")).to_netcdf(tmp_path / "later.nc")
     with pytest.raises(SampleNotFoundError, match="2020-02-29"):
         open_original(str(archive_path), [str(tmp_path / "later.nc")])
+
+
+def test_samples_that_the_source_has_lost_are_told_and_those_rejected_for_it_are_fine(
+    gappy_archive: Path, fields: xarray.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hour 5 was rejected; hour 7 is a row. Neither can be read any more."""
+    fields.to_netcdf(tmp_path / "source.nc")
+    iter_samples = part_verification.iter_samples
+
+    def damaged(source: FieldSource, layout: Layout, grid: Grid, shard: Shard) -> Iterator[Sample]:
+        if any(shard.start[0] <= hour < shard.stop[0] for hour in (5, 7)):
+            raise DamagedSourceError("a bad chunk")
+        return iter_samples(source, layout, grid, shard)
+
+    monkeypatch.setattr(part_verification, "iter_samples", damaged)
+    report = verify_archive(str(gappy_archive), open_original(str(gappy_archive), [str(tmp_path / "source.nc")]))
+    lost = [problem for problem in report.problems if "damaged" in problem]
+    assert len(lost) == 1
+    assert "T07:00:00]: was not compared" in lost[0]
+    assert "T05" not in "".join(report.problems)

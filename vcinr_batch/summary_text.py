@@ -1,7 +1,7 @@
 """Summaries of archives and bundles, as aligned names and values for people and as JSON for machines."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vcinr_batch.console import plural, size_text
 from vcinr_batch.data.coordinates import describe_grid
@@ -9,7 +9,12 @@ from vcinr_batch.data.layout import label_text
 from vcinr_batch.inspection import ArchiveSummary, BundleSummary
 from vcinr_batch.metrics import RateDistortion
 
+if TYPE_CHECKING:
+    from pipelines.repair import RepairReport
+    from vcinr_batch.verification import VerificationReport
+
 _SPELT_LEVELS = 4
+_SPELT_DAMAGE = 20
 # Recorded errors are rounded up by at most 0.8 %.
 _ROUNDING_DB = 0.07
 
@@ -123,6 +128,40 @@ def rate_json(rate: RateDistortion) -> dict[str, float]:
         *("bits_per_value_with_bundle", "ratio_to_source", "ratio_to_float32", "mean_psnr_db", "rmse", "max_error"),
     )
     return {name: getattr(rate, name) for name in names}
+
+
+def verification_pairs(report: "VerificationReport", has_source: bool, index_only: bool) -> list[tuple[str, str]]:
+    """What a verification found, for people."""
+    checked = f"{plural(report.rows, 'row')} in {plural(report.parts, 'part')}, {report.rejected:,} rejected"
+    compared = plural(report.compared, "sample") if has_source else "no source given"
+    if index_only:
+        compared = "labels only; no value was read"
+    hidden = report.problem_count - len(report.problems)
+    return [
+        ("archive", report.url),
+        ("checked", checked),
+        ("compared", compared),
+        ("problems", f"{report.problem_count:,}" if report.problem_count else "none"),
+        *(("", problem) for problem in report.problems),
+        *([("", f"... and {hidden:,} more")] if hidden else []),
+    ]
+
+
+def repair_pairs(report: "RepairReport") -> list[tuple[str, str]]:
+    """What a repair did, for people."""
+    hidden = len(report.damage) - _SPELT_DAMAGE
+    if not report.damage:
+        return [("archive", report.url), ("damage", f"none in {plural(report.parts, 'part')}; nothing was touched")]
+    fate = "in the archive, with a new manifest" if report.accepted else "left out; --accept-changed puts them in"
+    changed = f"{plural(len(report.changed), 'part')} have other bytes now (changed source or other machine): {fate}"
+    return [
+        ("archive", report.url),
+        *[("damage" if i == 0 else "", line) for i, line in enumerate(report.damage[:_SPELT_DAMAGE])],
+        *([("", f"... and {hidden:,} more")] if hidden > 0 else []),
+        ("restored", f"{plural(report.restored, 'part')}{', the bundle' if report.bundle_restored else ''}"),
+        *([("changed", changed)] if report.changed else []),
+        ("time", f"{report.seconds:.1f} s"),
+    ]
 
 
 def request_text(request: Mapping[str, Any], lowest_psnr_db: float) -> str:

@@ -76,7 +76,7 @@ def verify_archive(
         found.add(f"the manifest claims {manifest.layout.sample_count} samples, at most {MAX_SAMPLES} are verified")
         manifest = None
     if manifest is None:
-        return _report(url, found, 0)
+        return make_report(url, found, 0)
     opened = _open_bundle(url, manifest, found, storage_options)
     if source is not None:
         found.add_all(axis_differences(manifest.layout, source.axes))
@@ -93,8 +93,8 @@ def verify_archive(
         done += part.sample_count
         if progress:
             progress(done, total, found.count)
-    _check_coverage(seen, manifest.layout, found)
-    return _report(url, found, len(manifest.parts))
+    check_coverage(seen, manifest.layout, found)
+    return make_report(url, found, len(manifest.parts))
 
 
 def open_original(
@@ -114,7 +114,7 @@ def open_original(
     select = {
         axis.name: f"{label_text(axis, 0)}..{label_text(axis, len(axis) - 1)}"
         for axis, whole in zip(layout.axes, source.axes, strict=False)
-        if axis.name == whole.name and not _same_labels(axis, whole)
+        if axis.name == whole.name and not same_labels(axis, whole)
     }
     return open_fields(source_urls, config.model_copy(update={"select": select}), storage_options) if select else source
 
@@ -127,7 +127,7 @@ def axis_differences(layout: Layout, axes: Sequence[Axis]) -> list[str]:
     return [
         f"{ours.name}: the archive has {_describe(ours)}, the source {_describe(theirs)}"
         for ours, theirs in zip(layout.axes, axes, strict=True)
-        if not _same_labels(ours, theirs)
+        if not same_labels(ours, theirs)
     ]
 
 
@@ -140,7 +140,8 @@ def _open_bundle(url: str, manifest: Manifest, found: Findings, storage_options:
     return None
 
 
-def _check_coverage(seen: NDArray[np.uint16], layout: Layout, found: Findings) -> None:
+def check_coverage(seen: NDArray[np.uint16], layout: Layout, found: Findings) -> None:
+    """Note each block that was not seen exactly once; `seen` has a count for each sample of the layout."""
     for words, wrong in (("missing", seen == 0), ("there more than once", seen > 1)):
         flat = np.flatnonzero(wrong)
         for position in flat[:MAX_PROBLEMS]:
@@ -149,7 +150,8 @@ def _check_coverage(seen: NDArray[np.uint16], layout: Layout, found: Findings) -
         found.count += max(0, len(flat) - MAX_PROBLEMS)
 
 
-def _same_labels(ours: Axis, theirs: Axis) -> bool:
+def same_labels(ours: Axis, theirs: Axis) -> bool:
+    """Whether two axes have the same labels: times as instants of one calendar, numbers within a millionth."""
     if len(ours) != len(theirs) or ours.is_time != theirs.is_time:
         return False
     if ours.is_time:
@@ -170,7 +172,8 @@ def _describe(axis: Axis) -> str:
     return f"{len(axis)} labels {label_text(axis, 0)} to {label_text(axis, len(axis) - 1)}"
 
 
-def _report(url: str, found: Findings, parts: int) -> VerificationReport:
+def make_report(url: str, found: Findings, parts: int) -> VerificationReport:
+    """What was found, for whoever asked."""
     return VerificationReport(
         url=public_url(url),
         parts=parts,

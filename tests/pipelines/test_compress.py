@@ -1,16 +1,19 @@
 """From a source to an archive: completeness, restarts, and bytes that do not depend on how the work was shared out."""
 
+import errno
+import os
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray
 
-from pipelines import shard_work
+from pipelines import shard_work, shard_worker
 from pipelines.archive_output import remove_replaced
 from pipelines.compress import CompressJob, CompressProgress, compress
 from pipelines.compress_plan import plan_compression
@@ -19,7 +22,14 @@ from vcinr_batch.archive.archive import Archive
 from vcinr_batch.bundle import load_bundle
 from vcinr_batch.compression import QualityRequest
 from vcinr_batch.config import SourceConfig
-from vcinr_batch.errors import ArchiveExistsError, BundleMismatchError, ConfigError, SourceError
+from vcinr_batch.data.shards import Shard
+from vcinr_batch.errors import (
+    ArchiveExistsError,
+    BundleMismatchError,
+    ConfigError,
+    DamagedSourceError,
+    SourceError,
+)
 from vcinr_batch.verification import verify_archive
 
 Files = dict[str, bytes]
@@ -253,6 +263,12 @@ def test_of_two_runs_at_once_the_first_to_finish_is_kept_whole(job: CompressJob,
     assert {name: written[name] for name in expected} == expected
 
 
+def test_of_two_runs_of_the_same_job_at_once_both_end_well(job: CompressJob, archive_path: Path) -> None:
+    report = compress(job, _while_it_runs(job))
+    assert report.summary.figures.samples == 40
+    assert files_below(job.output) == files_below(archive_path)
+
+
 @pytest.mark.parametrize("same_as_old", ["this", "other"])
 def test_two_overwriting_runs_at_once_leave_a_whole_archive(job: CompressJob, same_as_old: str) -> None:
     compress(job)
@@ -266,6 +282,90 @@ def test_two_overwriting_runs_at_once_leave_a_whole_archive(job: CompressJob, sa
         compress(new, _while_it_runs(again))
     assert verify_archive(job.output).problems == ()
     assert Archive.open(job.output).rows()[0].quality == 0
+
+
+@pytest.mark.parametrize(("limit", "is_too_many"), [("1", True), ("4.9%", True), ("2", False), ("5%", False)])
+def test_with_more_rejected_samples_than_allowed_there_is_no_archive(
+    job: CompressJob, spoilt_source: Path, limit: str, is_too_many: bool
+) -> None:
+    """Two of 40 samples are rejected."""
+    limited = replace(job, sources=(str(spoilt_source),), max_rejected=limit)
+    if is_too_many:
+        with pytest.raises(
+            SourceError, match=r"2 samples were rejected, and --max-rejected allows 1 of 40; one is t2m"
+        ):
+            compress(limited)
+    else:
+        compress(limited)
+    assert ("manifest.json.gz" in files_below(job.output)) != is_too_many
+
+
+@pytest.mark.parametrize("limit", ["", "-1", "many", "101%", "1e3"])
+def test_a_limit_of_rejected_samples_that_makes_no_sense_is_refused(job: CompressJob, limit: str) -> None:
+    with pytest.raises(ConfigError, match="max_rejected must be a number or a percentage"):
+        replace(job, max_rejected=limit)
+
+
+def test_of_a_source_that_is_cut_off_while_it_is_read_no_sample_is_lost_silently(
+    job: CompressJob, fields: xarray.Dataset, tmp_path: Path
+) -> None:
+    source = tmp_path / "cut.zarr"
+    fields.to_zarr(source, zarr_format=3, consolidated=True, encoding={"t2m": {"chunks": (16, 8, 12)}})
+    file = source / "t2m" / "c" / "2" / "0" / "0"  # the hours from 32 on
+
+    def cut_off(progress: CompressProgress) -> None:
+        if progress.samples == 20:
+            os.truncate(file, file.stat().st_size - 200)
+
+    report = compress(replace(job, sources=(str(source),)), cut_off)
+    archive = Archive.open(job.output)
+    assert report.summary.rejected == 8
+    assert [row.block[0] for row in archive.rows()] == list(range(32))
+    assert [sample.block[0] for sample in archive.rejected()] == list(range(32, 40))
+    assert all(sample.reason.startswith("cannot be read: ") for sample in archive.rejected())
+
+
+def test_samples_around_damage_are_read_one_by_one_and_keep_their_order(
+    job: CompressJob, monkeypatch: pytest.MonkeyPatch, archive_path: Path
+) -> None:
+    damaged, iter_samples = {3, 4, 17}, shard_work.iter_samples
+
+    def damaged_samples(source: Any, layout: Any, grid: Any, shard: Shard) -> Any:
+        if damaged & set(range(shard.start[0], shard.stop[0])):
+            raise DamagedSourceError("fields.nc: damaged")
+        return iter_samples(source, layout, grid, shard)
+
+    monkeypatch.setattr(shard_work, "iter_samples", damaged_samples)
+    compress(job)
+    archive = Archive.open(job.output)
+    assert [sample.block[0] for sample in archive.rejected()] == sorted(damaged)
+    assert {sample.reason for sample in archive.rejected()} == {"cannot be read: fields.nc: damaged"}
+    expected = [row for row in Archive.open(str(archive_path)).rows() if row.block[0] not in damaged]
+    assert [(row.block, row.payload) for row in archive.rows()] == [(row.block, row.payload) for row in expected]
+
+
+def test_a_disk_that_is_full_is_named_and_the_same_command_goes_on_when_there_is_room(
+    job: CompressJob, archive_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_worker, "RETRY_SECONDS", 0.0)
+    written, fsync = 0, os.fsync
+
+    def full(file: int) -> None:
+        nonlocal written
+        written += 1
+        if written > 6:  # the bundle, the run, two parts with their status
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
+
+    with monkeypatch.context() as filling:
+        filling.setattr(os, "fsync", full)
+        with pytest.raises(SourceError, match=r"2 of 4 shards failed, the first is t2m-00000002: .*No space left"):
+            compress(job)
+    left = files_below(job.output)
+    assert "manifest.json.gz" not in left
+    assert [name for name in left if name.endswith(".tmp")] == []
+    assert compress(job).last.resumed_samples == 20
+    assert files_below(job.output) == files_below(archive_path)
 
 
 def test_torch_keeps_the_caller_s_threads(job: CompressJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,11 +127,16 @@ def commit_manifest(
         ArchiveExistsError: a manifest is there, and `overwrite` is not set.
         SourceError: the place cannot be written.
     """
-    text = json.dumps(manifest_to_json(manifest), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    data = _gzip(text.encode())
+    data = manifest_data(manifest)
     write = write_bytes if overwrite else create_bytes
     write(join_url(url, MANIFEST_NAME), data, storage_options=storage_options)
     return len(data)
+
+
+def manifest_data(manifest: Manifest) -> bytes:
+    """The bytes of the manifest's file, a pure function of the manifest."""
+    text = json.dumps(manifest_to_json(manifest), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _gzip(text.encode())
 
 
 def read_manifest(url: str, *, storage_options: StorageOptions = None) -> Manifest:
@@ -173,7 +178,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "bundle": manifest.bundle_sha256,
         "quality": attributes_to_json(manifest.quality),
         "container": manifest.container,
-        "parts": [_part_to_json(part) for part in manifest.parts],
+        "parts": [part_to_json(part) for part in manifest.parts],
     }
 
 
@@ -213,25 +218,15 @@ def manifest_from_json(content: Any) -> Manifest:
             source_names=tuple(_checked_text(name, "sources") for name in fields["sources"]),
             bundle_sha256=texts["bundle"],
             quality=objects["quality"],
-            parts=tuple(_part_from_json(part, len(layout.axes)) for part in fields["parts"]),
+            parts=tuple(part_from_json(part, len(layout.axes)) for part in fields["parts"]),
             generator=texts["generator"],
         )
     except ConfigError as error:
         raise CorruptBitstreamError(str(error)) from error
 
 
-def check_path(path: str) -> None:
-    """Raise unless the path stays inside the archive on every store and every system.
-
-    Raises:
-        ConfigError: absolute, with a scheme, a drive, a backslash, an empty part, `.` or `..`.
-    """
-    parts = path.split("/")
-    if not path or any(part in ("", ".", "..") for part in parts) or re.search(r"[\x00-\x1f\x7f\\:*?\[\]%#]", path):
-        raise ConfigError(f"not a path inside an archive: {path[:120]!r}")
-
-
-def _part_to_json(part: ArchivePart) -> dict[str, Any]:
+def part_to_json(part: ArchivePart) -> dict[str, Any]:
+    """A part as plain JSON values."""
     content = {
         "path": part.path,
         "rows": part.rows,
@@ -248,7 +243,17 @@ def _part_to_json(part: ArchivePart) -> dict[str, Any]:
     return content
 
 
-def _part_from_json(content: Any, dims: int) -> ArchivePart:
+def part_from_json(content: Any, dims: int) -> ArchivePart:
+    """Mirror of `part_to_json`, for JSON that anyone may have written.
+
+    Args:
+        content: what `json.loads` gave.
+        dims: axes of the layout.
+
+    Raises:
+        CorruptBitstreamError: not a part.
+        ConfigError: it contradicts itself, or points out of its archive.
+    """
     keys = {"path", "rows", "bytes", "sha256", "crc32", "payloads", "start", "stop"}
     fields = checked_object(content, "a part", keys, {"rejected"})
     path = _checked_text(fields["path"], "path")
@@ -272,6 +277,17 @@ def _part_from_json(content: Any, dims: int) -> ArchivePart:
         stop=_checked_indices(fields["stop"], dims, f"stop of {path}"),
         **rejected,
     )
+
+
+def check_path(path: str) -> None:
+    """Raise unless the path stays inside the archive on every store and every system.
+
+    Raises:
+        ConfigError: absolute, with a scheme, a drive, a backslash, an empty part, `.` or `..`.
+    """
+    parts = path.split("/")
+    if not path or any(part in ("", ".", "..") for part in parts) or re.search(r"[\x00-\x1f\x7f\\:*?\[\]%#]", path):
+        raise ConfigError(f"not a path inside an archive: {path[:120]!r}")
 
 
 def _check_version(content: Any) -> None:
