@@ -1,17 +1,50 @@
-"""Trains a bundle from a configuration and sources, and puts it where `compress` finds it."""
+"""Trains a bundle from a configuration and sources, here or on Ray Train, and puts it where `compress` finds it."""
 
+import contextlib
+import logging
+import os
+import signal
+import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
-from vcinr_batch.bundle import save_bundle
+from pipelines.ray_session import ray_session
+from pipelines.train_worker import ProgressBoard, TrainJob, TrainOutcome, train_bundle_of, train_in_group
 from vcinr_batch.config import RunConfig
-from vcinr_batch.data.sources import open_fields
-from vcinr_batch.storage import StorageOptions, check_url, join_url, remove, write_bytes
-from vcinr_batch.training.bundle_training import Progress, train_bundle
+from vcinr_batch.errors import ConfigError, VcinrError
+from vcinr_batch.storage import StorageOptions, check_url, join_url
+from vcinr_batch.training.bundle_training import Progress
 
 CHECKPOINT_NAME = "checkpoint.safetensors"
+WORKER_FAILURES = 3
+"""How often Ray Train starts the workers again after one was lost; preempted nodes do not count."""
+# Long, since all workers wait while the first one starts the linear term; a dead worker is Ray's to notice.
+_PEER_TIMEOUT_SECONDS = 6 * 3600
+_LOOK_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class TrainWorkers:
+    """Who trains."""
+
+    count: int = 0
+    """Workers of Ray Train that share every batch; 0 trains in this process without Ray."""
+    use_gpu: bool = False
+    """One graphics card for each worker."""
+    cpus: int = 1
+    """CPUs of a worker, and its torch threads."""
+    address: str | None = None
+    """Of a Ray cluster; a local Ray by default."""
+
+    def __post_init__(self) -> None:
+        if self.count < 0 or self.cpus < 1:
+            raise ConfigError(f"expected 0 or more workers of 1 or more CPUs, got {self.count} of {self.cpus}")
+        if not self.count and (self.use_gpu or self.address):
+            raise ConfigError("a graphics card or a Ray address needs workers: give --num-workers 1 or more")
 
 
 @dataclass(frozen=True)
@@ -35,45 +68,150 @@ def train(
     checkpoint: str | None = None,
     progress: Progress | None = None,
     storage_options: StorageOptions = None,
+    workers: TrainWorkers | None = None,
 ) -> TrainReport:
     """Train a bundle and write it to `<output>/<sha256>.safetensors`.
 
-    A run that was killed goes on from its checkpoint when the same call is made again; the checkpoint is removed at the
-    end.
+    What is measured on the way goes to `<output>/training/`: `metrics.jsonl` and `tensorboard/`. A run that was killed
+    goes on from its checkpoint when the same call is made again; the checkpoint is removed at the end.
 
     Args:
         config: the whole run.
         sources: URLs and patterns of the training data.
         output: URL of a directory.
         checkpoint: URL; `<output>/checkpoint.safetensors` by default.
-        progress: called with stage, step, steps and figures.
+        progress: called with stage, step, steps and figures; with workers from another thread.
         storage_options: of the file systems of the sources and the output.
+        workers: who trains; this process alone by default. Their number changes the rounding of the result only.
 
     Raises:
-        VcinrError: as `open_fields` and `train_bundle`, or the output cannot be written.
+        VcinrError: as `open_fields` and `train_bundle`, the output cannot be written, or workers were lost again and
+            again.
+        ConfigError: Ray is not installed, no cluster at the address, or fewer graphics cards than workers.
     """
     started = time.monotonic()
     for what, url in [*(("source", url) for url in sources), ("output", output), ("checkpoint", checkpoint)]:
         if url is not None:
             check_url(url, what)
-    source = open_fields(sources, config.source, storage_options)
-    _check_writable(output, storage_options)
-    checkpoint_url = checkpoint or join_url(output, CHECKPOINT_NAME)
-    bundle, data = train_bundle(source, config, checkpoint_url, progress, storage_options)
-    url = save_bundle(data, output, storage_options)
-    remove(checkpoint_url, storage_options=storage_options)
+    job = TrainJob(
+        config,
+        tuple(_absolute(url) for url in sources) if workers and workers.count else tuple(sources),
+        output,
+        checkpoint or join_url(output, CHECKPOINT_NAME),
+        storage_options,
+    )
+    outcome = _train_on_ray(job, workers, progress) if workers and workers.count else train_bundle_of(job, progress)
+    assert outcome is not None  # of the first worker, or of the only one
     return TrainReport(
-        bundle_url=url,
-        bundle_sha256=bundle.sha256,
-        bundle_bytes=len(data),
-        validation_psnr_db=float(bundle.report["meta_learning"]["best_psnr_db"]),
+        bundle_url=join_url(output, outcome.bundle_url.rsplit("/", 1)[-1]),
+        bundle_sha256=outcome.bundle_sha256,
+        bundle_bytes=outcome.bundle_bytes,
+        validation_psnr_db=float(outcome.report["meta_learning"]["best_psnr_db"]),
         seconds=time.monotonic() - started,
-        report=bundle.report,
+        report=outcome.report,
     )
 
 
-def _check_writable(output: str, storage_options: StorageOptions) -> None:
-    """An output that cannot be written shows before the training, not after it."""
-    probe = join_url(output, ".vcinr-can-write")
-    write_bytes(probe, b"", storage_options=storage_options)
-    remove(probe, storage_options=storage_options)
+def _train_on_ray(job: TrainJob, workers: TrainWorkers, progress: Progress | None) -> TrainOutcome:
+    # Ray before 2.51 has both of its trainers and takes the older one unless told otherwise.
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    with ray_session(workers.address, workers.count * workers.cpus) as ray:
+        _check_cards(ray, workers)
+        board = ray.remote(num_cpus=0)(ProgressBoard).remote()
+        with _shown(ray, board, progress):
+            _fit(ray, job, workers, board)
+        result = ray.get(board.result.remote())
+    if isinstance(result, VcinrError):
+        raise result
+    if result is None:
+        raise VcinrError("training ended without a result; run the same command again")
+    return result  # type: ignore[no-any-return]
+
+
+def _fit(ray: ModuleType, job: TrainJob, workers: TrainWorkers, board: Any) -> None:
+    """Run Ray Train's workers to their end."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    job = TrainJob(
+        job.config, job.sources, _absolute(job.output), _absolute(job.checkpoint), job.storage_options
+    )  # Ray Train gives every worker a working directory of its own
+    resources = {"CPU": workers.cpus} | ({"GPU": 1} if workers.use_gpu else {})
+    with tempfile.TemporaryDirectory(prefix="vcinr-ray-train-", ignore_cleanup_errors=True) as storage:
+        trainer = TorchTrainer(
+            # A closure, not train_loop_config, which Ray shows on its dashboard: storage options may hold credentials.
+            lambda: train_in_group(job, board, workers.cpus),
+            scaling_config=ScalingConfig(
+                num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=resources
+            ),
+            # Ray's storage holds nothing: our own checkpoint is the one that counts, and needs no pickle.
+            run_config=RunConfig(storage_path=storage, failure_config=FailureConfig(max_failures=WORKER_FAILURES)),
+            torch_config=TorchConfig(
+                backend="cpu:gloo,cuda:nccl" if workers.use_gpu else "gloo", timeout_s=_PEER_TIMEOUT_SECONDS
+            ),
+        )
+        with _interruptible():
+            try:
+                trainer.fit()
+            except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+                raise _our_error(error) from error
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ray Train stops its workers at Ctrl-C and then exits; for our callers that is a `KeyboardInterrupt`."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _shown(ray: ModuleType, board: Any, progress: Progress | None) -> Iterator[None]:
+    """While open, hand on what the workers post; all of it, before it closes."""
+    done = threading.Event()
+
+    def look() -> None:
+        ends = False
+        with contextlib.suppress(ray.exceptions.RayError):  # the board is lost: the run ends with an error of its own
+            while not ends:
+                ends = done.wait(_LOOK_SECONDS)
+                for event in ray.get(board.take.remote()):
+                    if progress:
+                        progress(*event)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _our_error(error: Exception) -> VcinrError:
+    """The error of ours that a worker raised, or one that says that workers were lost."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, VcinrError):
+            return cause
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    reason = lines[-1].strip() if lines else type(error).__name__
+    return VcinrError(f"training workers failed {WORKER_FAILURES + 1} times ({reason}); run the same command again")
+
+
+def _check_cards(ray: ModuleType, workers: TrainWorkers) -> None:
+    """A Ray of our own does not grow: waiting for more cards would be for ever."""
+    cards = int(ray.cluster_resources().get("GPU", 0))
+    if workers.use_gpu and not workers.address and "RAY_ADDRESS" not in os.environ and cards < workers.count:
+        raise ConfigError(f"--use-gpu: {workers.count} workers need a graphics card each, this machine has {cards}")
+
+
+def _absolute(url: str) -> str:
+    return url if "://" in url or "::" in url else os.path.abspath(url)

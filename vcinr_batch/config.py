@@ -5,7 +5,15 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from vcinr_batch.errors import ConfigError
 from vcinr_batch.storage import read_bytes
@@ -136,6 +144,19 @@ class MetaLearningConfig(_Section):
     """Steps between validations and checkpoints."""
     seed: int = 0
     """Seed of every random number in training."""
+    max_samples: PositiveInt | None = None
+    """Train on at most this many samples, drawn at random; all of them by default. Bounds every worker's memory, which
+    holds them as float32."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the products in the hidden sine layers during training steps. Sines, sums, first and last layer, normal
+    equations, losses, validation and decoding are float32 or better in any case."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out newer keys that were not used: bundles and checkpoints of older runs stay what they were."""
+        content: dict[str, Any] = serialize(self)
+        unused = {"max_samples": None, "precision": "float32"}
+        return {key: value for key, value in content.items() if key not in unused or value != unused[key]}
 
 
 class CodecConfig(_Section):

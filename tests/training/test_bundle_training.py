@@ -18,13 +18,8 @@ from vcinr_batch.data.shards import iter_samples, make_layout, plan_shards
 from vcinr_batch.data.sources import FieldSource, open_fields
 from vcinr_batch.errors import ConfigError, SourceError
 from vcinr_batch.storage import sha256_hex
-from vcinr_batch.training.bundle_training import (
-    Progress,
-    TrainingSamples,
-    load_training_samples,
-    start_network,
-    train_bundle,
-)
+from vcinr_batch.training.bundle_training import Progress, start_network, train_bundle
+from vcinr_batch.training.training_samples import TrainingSamples, load_training_samples
 
 HOURS, HEIGHT, WIDTH = 40, 6, 8
 TINY: dict[str, Any] = {
@@ -67,7 +62,7 @@ def load(source: FieldSource, config: RunConfig) -> TrainingSamples:
     shards = plan_shards(layout, config.sample.shard_samples, source.chunk_shape)
     normalizer = fit_normalizer(source, layout, config.normalizer, shards)
     grid = make_grid(layout, config.sample.coordinates)
-    return load_training_samples(source, layout, grid, normalizer, shards, config.meta_learning.validation_share)
+    return load_training_samples(source, layout, grid, normalizer, shards, config.meta_learning)
 
 
 def test_a_trained_bundle_compresses_hours_that_it_has_not_seen(tmp_path: Path) -> None:
@@ -305,3 +300,21 @@ def test_a_purely_linear_bundle_needs_no_meta_learning(source: FieldSource) -> N
     assert set(bundle.network) == {"phi0", "log_ridge", "inner_rate", "linear.basis"}
     # Ten of 48 dimensions hold the four patterns; what is left of the noise is 0.05 K, and the range some 15 K: 49 dB.
     assert bundle.report["meta_learning"]["best_psnr_db"] > 40
+
+
+def test_at_most_so_many_samples_train_drawn_from_the_whole_series(source: FieldSource) -> None:
+    few = load(source, make_config(meta_learning={"max_samples": 12}, sample={"shard_samples": 9}))
+    every = load(source, make_config())
+    places = [int(np.flatnonzero((every.normalized == sample).all(axis=(1, 2)))[0]) for sample in few.normalized]
+    assert len(places) == 12
+    assert places == sorted(set(places))
+    assert len(set(np.diff(places))) > 1  # not every k-th: that may be one hour of the day
+    again = load(source, make_config(meta_learning={"max_samples": 12}, sample={"shard_samples": 40}))
+    np.testing.assert_array_equal(few.normalized, again.normalized)
+
+
+def test_newer_keys_that_were_not_used_change_neither_bundles_nor_checkpoints() -> None:
+    plain = make_config().model_dump(mode="json")["meta_learning"]
+    used = make_config(meta_learning={"max_samples": 9, "precision": "bfloat16"}).model_dump(mode="json")
+    assert used["meta_learning"] == {**plain, "max_samples": 9, "precision": "bfloat16"}
+    assert {"max_samples", "precision"}.isdisjoint(plain)

@@ -1,6 +1,9 @@
 """Sine layers shared by all samples (SIREN, Sitzmann et al. 2020), laid out so that a modulation can act on each."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +31,7 @@ class SirenWeights(nn.Module):
         super().__init__()
         bound = math.sqrt(6 / hidden_dim)
         self.w0 = w0
+        self.hidden_precision = "float32"
         self.first_weight = nn.Parameter(_uniform(hidden_dim, coordinate_dim, bound=1 / coordinate_dim))
         self.weight = nn.Parameter(_uniform(hidden_layers, hidden_dim, hidden_dim, bound=weight_scale * bound / w0))
         self.bias = nn.Parameter(_uniform(hidden_layers + 1, hidden_dim, bound=1 / math.sqrt(hidden_dim)))
@@ -52,8 +56,30 @@ def evaluate_siren(shared: SirenWeights, coordinates: Tensor, weight: Tensor, bi
     hidden = torch.sin(first + w0 * bias[:, 0, None])  # [B or 1, P, H]
     scaled_weight, scaled_bias = w0 * weight, w0 * bias
     for layer in range(weight.shape[1]):
-        hidden = torch.sin(hidden @ scaled_weight[:, layer].transpose(-1, -2) + scaled_bias[:, layer + 1, None])
+        product = _product(hidden, scaled_weight[:, layer].transpose(-1, -2), shared.hidden_precision)
+        hidden = torch.sin(product + scaled_bias[:, layer + 1, None])
     return hidden @ shared.output_weight.T + shared.output_bias
+
+
+@contextmanager
+def hidden_precision(network: nn.Module, precision: Literal["float32", "bfloat16"]) -> Iterator[None]:
+    """Inside, the hidden layers of every SIREN in the network multiply in this precision; sums, sines and the first and
+    the last layer stay float32.
+    """
+    shared = [module for module in network.modules() if isinstance(module, SirenWeights)]
+    for module in shared:
+        module.hidden_precision = precision
+    try:
+        yield
+    finally:
+        for module in shared:
+            module.hidden_precision = "float32"
+
+
+def _product(hidden: Tensor, matrix: Tensor, precision: str) -> Tensor:
+    if precision == "float32":
+        return hidden @ matrix
+    return (hidden.bfloat16() @ matrix.bfloat16()).float()
 
 
 def _uniform(*shape: int, bound: float) -> Tensor:

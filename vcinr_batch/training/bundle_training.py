@@ -2,54 +2,46 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vcinr_batch.bundle import Bundle, make_bundle
 from vcinr_batch.config import RunConfig
 from vcinr_batch.data.coordinates import Grid, make_grid
 from vcinr_batch.data.layout import Layout
-from vcinr_batch.data.normalization import (
-    Normalizer,
-    background_at,
-    fit_normalizer,
-    normalize,
-    range_at,
-    scale_at,
-)
-from vcinr_batch.data.samples import Sample, rejection_reason
-from vcinr_batch.data.shards import Shard, iter_samples, make_layout, plan_shards
+from vcinr_batch.data.normalization import Normalizer, fit_normalizer
+from vcinr_batch.data.shards import make_layout, plan_shards
 from vcinr_batch.data.sources import FieldSource
-from vcinr_batch.errors import ConfigError, SourceError
-from vcinr_batch.network.fitting import decode_latents, fit_latents, tangent
+from vcinr_batch.errors import ConfigError
+from vcinr_batch.network.fitting import decode_latents, fit_latents, make_solver, tangent
 from vcinr_batch.network.gated_siren import GatedSiren
 from vcinr_batch.storage import StorageOptions, sha256_hex
 from vcinr_batch.training.codec_training import train_codec
 from vcinr_batch.training.localized_basis import start_linear_term
-from vcinr_batch.training.meta_learning import TrainingData, mean_psnr, meta_learn
-
-_ROUNDING = 4 * float(np.finfo(np.float32).eps)
+from vcinr_batch.training.meta_learning import VALIDATION_SAMPLES, TrainingData, mean_psnr, meta_learn
+from vcinr_batch.training.training_samples import TrainingSamples, load_training_samples
+from vcinr_batch.training.worker_group import ALONE, WorkerGroup, on_first
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 """Called with the stage, the step, the number of steps and the latest figures."""
 
 
 @dataclass(frozen=True, eq=False)
-class TrainingSamples:
-    """All training samples in memory, normalised."""
+class TrainedNetwork:
+    """What the first stage leaves to the second."""
 
-    normalized: NDArray[np.float32]
-    """[N, P, C], zero outside each sample's mask: a missing value is as good as the background."""
-    valid: NDArray[np.bool_]
-    """[P], points that hold a value in at least one sample."""
-    validation: NDArray[np.bool_]
-    """[N], samples kept for validation."""
-    value_range: float
-    """Mean over samples of the value range in network units."""
+    network: GatedSiren
+    grid: Grid
+    normalizer: Normalizer
+    samples: TrainingSamples
+    data: TrainingData
+    figures: Mapping[str, float]
+    """As `meta_learn` returns them."""
 
 
 def train_bundle(
@@ -76,81 +68,82 @@ def train_bundle(
         ConfigError: a block, basis or latent that does not fit the source, or a checkpoint of another run.
         FittingError: training diverged from the start.
     """
+    return train_codec_of(train_network(source, config, checkpoint_url, progress, storage_options), config, progress)
+
+
+def train_network(
+    source: FieldSource,
+    config: RunConfig,
+    checkpoint_url: str | None = None,
+    progress: Progress | None = None,
+    storage_options: StorageOptions = None,
+    group: WorkerGroup = ALONE,
+    device: str = "cpu",
+) -> TrainedNetwork:
+    """The first stage: samples, normaliser and the meta-learned network. Every worker of a group calls it.
+
+    The first worker learns the normaliser and starts the network; reading samples and the steps are shared out.
+
+    Args:
+        group: this worker's place among those that train together.
+        device: where the network and the batches are; all samples stay in this machine's memory.
+
+    Raises:
+        VcinrError: as `train_bundle`, the same error on every worker.
+    """
     layout = make_layout(source, config.sample)
     grid = make_grid(layout, config.sample.coordinates)
     shards = plan_shards(layout, config.sample.shard_samples, source.chunk_shape)
-    normalizer = fit_normalizer(source, layout, config.normalizer, shards)
-    samples = load_training_samples(source, layout, grid, normalizer, shards, config.meta_learning.validation_share)
+    normalizer = on_first(group, lambda: fit_normalizer(source, layout, config.normalizer, shards))
+    samples = load_training_samples(source, layout, grid, normalizer, shards, config.meta_learning, group)
     _check_latent_dim(samples, layout, config)
-    network = start_network(samples, grid, config)
-    data = _tensors(samples)
+    network = start_network(samples, grid, config, group).to(device)
+    data = _tensors(samples, device)
     outer = meta_learn(
         network,
         data,
         config.meta_learning,
         config.fit,
-        _identity(config, samples),
+        _identity(config, samples) if group.rank == 0 else "",
         checkpoint_url,
         _stage("meta-learning", progress),
         storage_options,
+        group,
     )
     _round_basis(network)
-    codec_arrays, codec_report = _train_codec(network, samples, data, config, _stage("codec", progress))
+    return TrainedNetwork(network, grid, normalizer, samples, data, outer)
+
+
+def train_codec_of(
+    trained: TrainedNetwork, config: RunConfig, progress: Progress | None = None
+) -> tuple[Bundle, bytes]:
+    """The second stage: fits all samples, learns their codec and puts the bundle together. On one worker.
+
+    Raises:
+        VcinrError: as `train_bundle`.
+    """
+    network, samples = trained.network, trained.samples
+    codec_arrays, codec_report = _train_codec(trained, config, _stage("codec", progress))
     # No times in it: the same run gives the same bytes, killed in between or not.
     report = {
         "samples": len(samples.normalized),
         "validation_samples": int(samples.validation.sum()),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "meta_learning": {key: round(value, 4) for key, value in outer.items() if key != "seconds"},
+        "meta_learning": {key: round(value, 4) for key, value in trained.figures.items() if key != "seconds"},
         "codec": codec_report,
     }
     weights = {name: tensor.detach().numpy() for name, tensor in network.state_dict().items()}
     if network.linear is not None:
         weights["linear.basis"] = weights["linear.basis"].astype(np.float16)
-    return make_bundle(config, grid, normalizer, weights, codec_arrays, report)
+    return make_bundle(config, trained.grid, trained.normalizer, weights, codec_arrays, report)
 
 
-def load_training_samples(
-    source: FieldSource,
-    layout: Layout,
-    grid: Grid,
-    normalizer: Normalizer,
-    shards: Sequence[Shard],
-    validation_share: float,
-) -> TrainingSamples:
-    """Read and normalise every usable sample; the last along the first axis are marked for validation.
+def start_network(samples: TrainingSamples, grid: Grid, config: RunConfig, group: WorkerGroup = ALONE) -> GatedSiren:
+    """The shared network before meta-learning, drawn from the run's seed; its linear term starts at the basis.
 
     Raises:
-        SourceError: fewer than two usable samples, or they all are their background.
+        ConfigError: too many points for a dense covariance.
     """
-    varies = False
-    normalized, masks, blocks, ranges = [], [], [], []
-    for shard in shards:
-        usable = [sample for sample in iter_samples(source, layout, grid, shard) if rejection_reason(sample) is None]
-        if not usable:
-            continue
-        index = [sample.block for sample in usable]
-        mask = np.stack([_mask(sample) for sample in usable])
-        scale = scale_at(normalizer, layout, index)
-        values, background = np.stack([sample.values for sample in usable]), background_at(normalizer, layout, index)
-        varies = varies or bool(
-            np.any(mask[..., None] & (np.abs(values - background) > _ROUNDING * np.abs(background)))
-        )
-        normalized.append(np.where(mask[..., None], normalize(values, background, scale), np.float32(0)))
-        masks.append(mask)
-        blocks += index
-        ranges.append(range_at(normalizer, layout, index) / scale[:, 0, 0])
-    if len(blocks) < 2:
-        raise SourceError(f"{source.variable}: training needs at least 2 usable samples, found {len(blocks)}")
-    if not varies:
-        raise SourceError(f"{source.variable} does not vary: all {len(blocks)} samples are their background everywhere")
-    held_back = _last_share(np.array(blocks), layout, validation_share)
-    every = np.concatenate(normalized)
-    return TrainingSamples(every, np.concatenate(masks).any(axis=0), held_back, float(np.concatenate(ranges).mean()))
-
-
-def start_network(samples: TrainingSamples, grid: Grid, config: RunConfig) -> GatedSiren:
-    """The shared network before meta-learning, drawn from the run's seed; its linear term starts at the basis."""
     channels = samples.normalized.shape[2]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.meta_learning.seed)
@@ -158,7 +151,11 @@ def start_network(samples: TrainingSamples, grid: Grid, config: RunConfig) -> Ga
     if config.fit.ridge is not None:
         torch.nn.init.constant_(network.log_ridge, math.log(config.fit.ridge))
     if network.linear is not None:
-        start = start_linear_term(samples.normalized[~samples.validation], samples.valid, grid, config.network)
+        # By one worker: the covariance takes memory, and two machines would differ in its eigenvectors' last bits.
+        start = on_first(
+            group,
+            lambda: start_linear_term(samples.normalized[~samples.validation], samples.valid, grid, config.network),
+        )
         with torch.no_grad():
             network.linear.basis.copy_(torch.from_numpy(start))
     return network
@@ -180,12 +177,16 @@ def _round_basis(network: GatedSiren) -> None:
 
 
 def _train_codec(
-    network: GatedSiren, samples: TrainingSamples, data: TrainingData, config: RunConfig, progress: Callable[..., None]
+    trained: TrainedNetwork, config: RunConfig, progress: Callable[..., None]
 ) -> tuple[dict[str, NDArray[np.generic]], dict[str, object]]:
+    network, samples = trained.network, trained.samples
     network.eval().requires_grad_(False)
-    training, validation = (
-        fit_latents(network, values, config.fit, data.mask) for values in (data.training, data.validation)
-    )
+    fits = [
+        _fit_all(network, values, config, trained.data) for values in (trained.data.training, trained.data.validation)
+    ]
+    # Small networks and latents: from here on a graphics card has nothing to gain.
+    network.cpu()
+    (training, validation), data = fits, replace(trained.data, mask=trained.data.mask.cpu())
     fitted = decode_latents(network, validation)
     _, jacobian = tangent(network)
     masked = jacobian.double()[data.mask.repeat_interleave(network.channels)]
@@ -211,30 +212,21 @@ def _train_codec(
     }
 
 
-def _tensors(samples: TrainingSamples) -> TrainingData:
+def _fit_all(network: GatedSiren, values: Tensor, config: RunConfig, data: TrainingData) -> Tensor:
+    """Latents [N, L] of samples [N, P, C], on the CPU; a graphics card gets them in batches."""
+    device = data.mask.device
+    if device.type == "cpu":
+        return fit_latents(network, values, config.fit, data.mask)
+    solver = make_solver(network, mask=data.mask) if config.fit.method == "closed_form" else None
+    batches = (part.to(device) for part in torch.split(values, VALIDATION_SAMPLES))
+    return torch.cat([fit_latents(network, part, config.fit, data.mask, solver).cpu() for part in batches])
+
+
+def _tensors(samples: TrainingSamples, device: str) -> TrainingData:
     normalized = torch.from_numpy(samples.normalized)
     held_back = torch.from_numpy(samples.validation)
-    return TrainingData(
-        normalized[~held_back], normalized[held_back], torch.from_numpy(samples.valid), samples.value_range
-    )
-
-
-def _last_share(blocks: NDArray[np.int64], layout: Layout, share: float) -> NDArray[np.bool_]:
-    """Samples in the last share of the time axis, so that no held-back hour has its neighbours in training.
-
-    At least one sample is held back and at least one is not.
-    """
-    times = (i for i, axis in enumerate(layout.axes) if axis.is_time and len(np.unique(blocks[:, i])) > 1)
-    column = next(times, None)
-    order = blocks[:, column] if column is not None else np.arange(len(blocks))
-    labels = np.unique(order)
-    first = labels[min(len(labels) - 1, max(1, round(len(labels) * (1 - share))))]
-    held_back: NDArray[np.bool_] = order >= first
-    return held_back
-
-
-def _mask(sample: Sample) -> NDArray[np.bool_]:
-    return np.ones(len(sample.values), bool) if sample.mask is None else sample.mask
+    valid = torch.from_numpy(samples.valid).to(device)
+    return TrainingData(normalized[~held_back], normalized[held_back], valid, samples.value_range)
 
 
 def _identity(config: RunConfig, samples: TrainingSamples) -> str:
