@@ -1,45 +1,53 @@
-"""Decompresses a selection of an archive into one NetCDF or Zarr file; decodes only what it needs."""
+"""Restores an archive, or a selection of it, into a NetCDF file or a Zarr store, region by region, here or on Ray.
 
+Memory is bounded whatever the size: a process holds one region, and the driver what a few regions make.
+"""
+
+import contextlib
 import importlib.util
 import json
 import math
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-import fsspec
-import numpy as np
-from fsspec.implementations.local import LocalFileSystem
-
-from vcinr_batch.archive.archive import Archive
-from vcinr_batch.data.layout import Layout, axis_index
-from vcinr_batch.errors import ArchiveExistsError, ConfigError, SourceError, VcinrError
-from vcinr_batch.storage import (
-    StorageOptions,
-    check_url,
-    exists,
-    is_file_url,
-    join_url,
-    public_url,
-    read_bytes,
-    write_bytes,
+from pipelines.output_place import check_place, check_space, is_zarr, netcdf_place, writing
+from pipelines.ray_session import ray_session
+from pipelines.ray_tasks import run_on_ray
+from pipelines.restore_netcdf import netcdf_engine, netcdf_variable, read_region
+from pipelines.restore_progress import Progress, progress_of
+from pipelines.restore_regions import (
+    NETCDF_REGION_VALUES,
+    ZARR_REGION_VALUES,
+    ArchiveSelection,
+    OpenSelection,
+    Region,
+    begin,
+    chunk_shape,
+    open_selection,
+    plan_regions,
 )
+from pipelines.restore_zarr import (
+    ROOT_METADATA,
+    WrittenRegion,
+    ZarrTarget,
+    chunk_path,
+    region_chunks,
+    store_files,
+    write_region,
+)
+from pipelines.zarr_place import finish, zarr_place
+from vcinr_batch.errors import ConfigError, SourceError
+from vcinr_batch.storage import StorageOptions, check_url, exists, public_url, sha256_hex
 
-if TYPE_CHECKING:
-    import xarray
+AUTO_RAY_VALUES = 1 << 26
+"""Selections of fewer values (256 MiB) are decoded in this process: starting Ray would take longer."""
 
-Writer = Callable[["xarray.Dataset", Path], None]
-
-_ZARR_SUFFIX = ".zarr"
-_ZARR_ROOT = "zarr.json"
-_ZARR_ROOTS = (_ZARR_ROOT, ".zgroup")  # of version 3, of version 2
-_NETCDF_ENGINES = {"netcdf4": "netCDF4", "h5netcdf": "h5netcdf"}
+Shared = TypeVar("Shared")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -58,17 +66,52 @@ class DecompressReport:
     seconds: float
 
 
+@dataclass(frozen=True, eq=False)
+class _Restore:
+    """One restore: what, where to, and on whom."""
+
+    source: ArchiveSelection
+    opened: OpenSelection
+    output: str
+    overwrite: bool
+    workers: int
+    """0: this process."""
+    address: str | None
+    report: Callable[[Region | None], None]
+    storage_options: StorageOptions = field(default=None, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.opened.selection.shape
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        layout = self.opened.archive.layout
+        channels = () if layout.channels == 1 else (layout.channels,)
+        return chunk_shape(self.shape, (*layout.block_shape, *channels))
+
+    @property
+    def digest(self) -> str:
+        """Of all that the output's bytes depend on."""
+        wanted = [self.source.manifest_sha256, sorted(self.source.select.items()), self.chunk]
+        return sha256_hex(json.dumps(wanted).encode())
+
+
 def decompress(
     archive_url: str,
     output: str,
     select: Mapping[str, str] | None = None,
     overwrite: bool = False,
     storage_options: StorageOptions = None,
+    *,
+    workers: int | None = None,
+    address: str | None = None,
+    progress: Progress | None = None,
 ) -> DecompressReport:
     """Write a selection of an archive to a NetCDF (`.nc`) or Zarr (`.zarr`, version 3) output.
 
-    Nobody sees half an output: on a file system it is written beside its place and renamed, elsewhere it is uploaded
-    when it is complete, a Zarr store's root metadata last.
+    Nobody sees half an output: it is renamed or uploaded when it is complete, or its metadata are written last. A
+    restore to Zarr that was killed is completed by the same call. The bytes do not depend on the workers.
 
     Args:
         archive_url: of the archive.
@@ -76,184 +119,115 @@ def decompress(
         select: a label, partial time or inclusive range `a..b` per dimension; None is everything.
         overwrite: replace an output of the same kind that is there: a file, or a Zarr store.
         storage_options: of the archive's and of the output's file system.
+        workers: Ray workers; 0 decodes in this process, without Ray; None takes 0 for small selections, else the CPUs
+            of the cluster or of this machine.
+        address: of a Ray cluster, as in `ray_session`.
+        progress: called after every region.
 
     Raises:
         ArchiveExistsError: the output is there, and `overwrite` is off or what is there is something else.
-        ConfigError: an empty URL, another ending, no such dimension, a selection that does not fit into memory, or an
-            extra that is not installed.
+        ConfigError: an empty URL, another ending, no such dimension, or an extra that is not installed.
         SampleNotFoundError: the archive has none of the labels.
         SourceError, BitstreamError, UnsupportedFormatError, BundleMismatchError: the archive cannot be read, or the
             output cannot be written.
+        VcinrError: a worker was lost again and again.
     """
     started = time.monotonic()
     check_url(archive_url, "archive")
     check_url(output, "output")
-    writer = _writer(output)
-    _check_place(output, overwrite, storage_options)
-    archive = Archive.open(archive_url, storage_options)
-    chosen = sum(len(rows.positions) for rows in archive.select(select))
-    with _output_folder(output, storage_options) as folder:
-        dataset = archive.to_xarray(select)
-        with _writing(output):
-            writer(dataset, folder / "output")
-        # Again: decoding may have taken hours.
-        _check_place(output, overwrite, storage_options)
-        output_bytes = _bring_to_place(folder, output, storage_options)
-    variable = archive.manifest.variable
+    to_zarr = is_zarr(output)
+    if not to_zarr:
+        netcdf_engine()
+    source = begin(archive_url, select, storage_options)
+    opened = open_selection(source)
+    stored, rejected = opened.archive.sample_count(opened.selection)
+    show = progress_of(opened, stored, rejected, progress)
+    with _workers(workers, address, math.prod(opened.selection.shape)) as count:
+        job = _Restore(source, opened, output, overwrite, count, address, show, storage_options)
+        check_place(output, overwrite, storage_options, job.digest)
+        show(None)
+        output_bytes = _restore_zarr(job) if to_zarr else _restore_netcdf(job)
     return DecompressReport(
         output=public_url(output),
-        variable=variable,
-        shape={str(dim): size for dim, size in dataset[variable].sizes.items()},
-        samples=chosen,
-        rejected=_block_count(archive.layout, select or {}) - chosen,
+        variable=opened.archive.manifest.variable,
+        shape=dict(zip(opened.selection.dims, opened.selection.shape, strict=True)),
+        samples=stored,
+        rejected=rejected,
         output_bytes=output_bytes,
         seconds=time.monotonic() - started,
     )
 
 
-def _writer(output: str) -> Writer:
-    suffix = Path(output.rstrip("/")).suffix
-    if suffix == _ZARR_SUFFIX:
-        return _write_zarr
-    if suffix in (".nc", ".nc4"):
-        return _write_netcdf
-    raise ConfigError(f"output {output!r}: expected a name that ends with .nc or .zarr")
-
-
-def _check_place(output: str, overwrite: bool, storage_options: StorageOptions) -> None:
-    """Make sure that nothing is at the output, or with `overwrite` nothing but what this command writes there.
+@contextmanager
+def _workers(wanted: int | None, address: str | None, values: int) -> Iterator[int]:
+    """How many Ray workers there are, while Ray runs; 0 without Ray.
 
     Raises:
-        ArchiveExistsError: says what is there.
+        ConfigError: a negative number, or as `ray_session`.
     """
-    if not exists(output, storage_options=storage_options):
+    if wanted is not None and wanted < 0:
+        raise ConfigError(f"workers must be 0 or more, got {wanted}")
+    if wanted is None and not address and (values < AUTO_RAY_VALUES or importlib.util.find_spec("ray") is None):
+        wanted = 0
+    if wanted == 0:
+        yield 0
         return
-    place = public_url(output)
-    if not overwrite:
-        raise ArchiveExistsError(f"{place} is there already; pass --overwrite, or take another place")
-    is_file = is_file_url(output, storage_options=storage_options)
-    if not output.rstrip("/").endswith(_ZARR_SUFFIX):
-        if not is_file:
-            raise ArchiveExistsError(f"{place} is a directory and not a file: --overwrite does not replace it")
-    elif is_file:
-        raise ArchiveExistsError(f"{place} is a file and not a Zarr store: --overwrite does not replace it")
-    elif not any(exists(join_url(output, name), storage_options=storage_options) for name in _ZARR_ROOTS):
-        raise ArchiveExistsError(
-            f"{place} is a directory without {' or '.join(_ZARR_ROOTS)}, no Zarr store: --overwrite does not replace it"
+    with ray_session(address, wanted or os.cpu_count() or 1) as ray:
+        yield wanted or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _run(
+    job: _Restore, function: Callable[[Shared, Region], Result], shared: Shared, values: int
+) -> Generator[Result, None, None]:
+    """The function's results for all regions, in the order in which they are done."""
+    regions = plan_regions(job.shape, job.chunk, values)
+    if not job.workers:
+        return (function(shared, region) for region in regions)
+    return run_on_ray(function, shared, regions, job.workers, job.address)
+
+
+def _restore_zarr(job: _Restore) -> int:
+    """Returns the bytes of the store."""
+    files = store_files(job.opened, job.shape, job.chunk)
+    variable, options = job.opened.archive.layout.variable, dict(job.storage_options or {})
+    metadata = files[f"{variable}/{ROOT_METADATA}"].decode()
+    written = 0
+    with zarr_place(job.output, job.digest, job.overwrite, options) as place:
+        target = ZarrTarget(job.source, place.store, variable, metadata, job.chunk, place.resumed, options)
+        with closing(_run(job, write_region, target, ZARR_REGION_VALUES)) as results:
+            for result in results:
+                _check_visible(job, target, result)
+                place.has_chunks = True
+                written += result.bytes
+                job.report(result.region)
+        whole = Region((0,) * len(job.shape), job.shape)
+        chunks = (chunk_path(variable, index) for index in region_chunks(whole, job.chunk))
+        return written + finish(place, files, chunks)
+
+
+def _check_visible(job: _Restore, target: ZarrTarget, result: WrittenRegion) -> None:
+    """Make sure that what a worker wrote is here: a path of its own machine, or its own memory, would lose it."""
+    first = next(iter(region_chunks(result.region, target.chunk)))
+    if job.workers and not exists(target.chunk_url(first), storage_options=target.storage_options):
+        raise SourceError(
+            f"cannot write {public_url(job.output)}: what the workers write there is not seen here; "
+            "take a place that all machines share, or --workers 0"
         )
 
 
-def _write_netcdf(dataset: "xarray.Dataset", path: Path) -> None:
-    engine = next((e for e, module in _NETCDF_ENGINES.items() if importlib.util.find_spec(module)), None)
-    if engine is None:
-        raise ConfigError("writing NetCDF needs netCDF4 or h5netcdf: pip install 'vcinr-batch[netcdf]'")
-    plain = dataset.copy()
-    plain.attrs = _netcdf_attributes(plain.attrs)
-    for variable in plain.variables.values():
-        variable.attrs = _netcdf_attributes(variable.attrs)
-    # NaN is no fill value of a coordinate: CF forbids missing labels. What else a coordinate brings along (units,
-    # calendar, dtype) goes with it: to_netcdf's encoding would replace a variable's own.
-    encoding: dict[Any, Any] = {name: {**plain[name].encoding, "_FillValue": None} for name in plain.coords}
-    plain.to_netcdf(path, engine=engine, format="NETCDF4", encoding=encoding)  # type: ignore[call-overload]
-
-
-def _write_zarr(dataset: "xarray.Dataset", path: Path) -> None:
-    dataset.to_zarr(path, mode="w-", zarr_format=3, consolidated=False)
-
-
-def _netcdf_attributes(attributes: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Attributes as NetCDF can hold them: texts, numbers and lists of one of them; anything else as JSON."""
-    return {
-        name: value if isinstance(value, np.ndarray | np.generic) or _is_plain(value) else json.dumps(value)
-        for name, value in attributes.items()
-    }
-
-
-def _is_plain(value: Any) -> bool:
-    items = value if isinstance(value, list) else [value]
-    numbers = [isinstance(item, int | float) and not isinstance(item, bool) for item in items]
-    return bool(items) and (all(numbers) or all(isinstance(item, str) for item in items))
-
-
-@contextmanager
-def _output_folder(output: str, storage_options: StorageOptions) -> Iterator[Path]:
-    """A temporary folder, on the output's own file system so that a rename suffices; gone afterwards.
-
-    Made before anything is decoded: a place that cannot be written shows at once.
-    """
-    target = _local_path(output, storage_options)
-    with _writing(output):
-        if target is not None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".vcinr-", dir=None if target is None else target.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _bring_to_place(folder: Path, output: str, storage_options: StorageOptions) -> int:
-    """Move or upload what was written into the folder; returns its size in bytes."""
-    finished = folder / "output"
-    files = [finished] if finished.is_file() else sorted(p for p in finished.rglob("*") if p.is_file())
-    total = sum(file.stat().st_size for file in files)
-    target = _local_path(output, storage_options)
-    if target is None:
-        _upload(files, finished, output, storage_options)
-    else:
-        with _writing(output):
-            _move(finished, target, folder / "replaced")
-    return total
-
-
-def _local_path(output: str, storage_options: StorageOptions) -> Path | None:
-    fs, path = fsspec.core.url_to_fs(output, **dict(storage_options or {}))
-    return Path(path) if isinstance(fs, LocalFileSystem) else None
-
-
-@contextmanager
-def _writing(output: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, TypeError) as error:
-        if isinstance(error, VcinrError):
-            raise
-        text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise SourceError(f"cannot write {public_url(output)}: {' '.join(text.split())[:200]}") from error
-
-
-def _move(finished: Path, target: Path, replaced: Path) -> None:
-    if target.is_file() and finished.is_file():
-        os.replace(finished, target)
-        return
-    # A directory cannot be replaced in one step: the old one goes aside, and comes back should the new one fail.
-    if target.exists():
-        os.rename(target, replaced)
-    try:
-        os.rename(finished, target)
-    except OSError:
-        if replaced.exists():
-            os.rename(replaced, target)
-        raise
-
-
-def _upload(files: list[Path], finished: Path, output: str, storage_options: StorageOptions) -> None:
-    if finished.is_file():
-        write_bytes(output, read_bytes(str(finished)), storage_options=storage_options)
-        return
-    fs, path = fsspec.core.url_to_fs(output, **dict(storage_options or {}))
-    if exists(output, storage_options=storage_options):
-        fs.rm(path, recursive=True)
-    # Without its root metadata a store is none.
-    for file in sorted(files, key=lambda file: file == finished / _ZARR_ROOT):
-        url = join_url(output, *file.relative_to(finished).parts)
-        write_bytes(url, read_bytes(str(file)), storage_options=storage_options)
-
-
-def _block_count(layout: Layout, select: Mapping[str, str]) -> int:
-    """Blocks that hold something of a selection."""
-    counts = [
-        len(np.unique(axis_index(axis, select[axis.name]) // length)) if axis.name in select else count
-        for axis, length, count in zip(layout.axes, layout.block_shape, layout.block_counts, strict=True)
-    ]
-    return math.prod(counts)
+def _restore_netcdf(job: _Restore) -> int:
+    """Returns the bytes of the file."""
+    with netcdf_place(job.output, job.digest, job.overwrite, job.storage_options) as path:
+        check_space(path.parent, 4 * math.prod(job.shape), job.output)
+        with contextlib.ExitStack() as stack:
+            with writing(job.output):
+                write = stack.enter_context(netcdf_variable(job.opened, job.shape, path, netcdf_engine()))
+            results = stack.enter_context(closing(_run(job, read_region, job.source, NETCDF_REGION_VALUES)))
+            for result in results:
+                with writing(job.output):
+                    write(result)
+                job.report(result.region)
+                del result  # else two regions would be held while the next one is decoded
+            with writing(job.output):
+                stack.close()
+        return path.stat().st_size

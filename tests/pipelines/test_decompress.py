@@ -1,6 +1,8 @@
 """From an archive to a file: what is in it, what happens to a file that is there, and that nobody sees half of one."""
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -8,9 +10,11 @@ import numpy as np
 import pytest
 import xarray
 
-from pipelines import decompress as pipeline
+from pipelines import restore_netcdf, zarr_place
 from pipelines.compress import CompressJob, compress
 from pipelines.decompress import decompress
+from pipelines.restore_progress import DecompressProgress
+from vcinr_batch.archive import archive as archive_module
 from vcinr_batch.archive.archive import Archive
 from vcinr_batch.compression import QualityRequest
 from vcinr_batch.errors import ArchiveExistsError, ConfigError, SampleNotFoundError, SourceError
@@ -79,13 +83,12 @@ def test_an_output_that_is_there_is_replaced_only_when_asked(archive_path: Path,
 def test_a_writer_that_fails_leaves_the_old_output(
     archive_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: xarray.Dataset, path: Path) -> None:
-        path.write_bytes(b"half")
+    def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     output = tmp_path / "out.nc"
     output.write_bytes(b"old")
-    monkeypatch.setattr(pipeline, "_write_netcdf", fail)
+    monkeypatch.setattr(restore_netcdf, "_write_coordinates", fail)
     with pytest.raises(SourceError, match=r"cannot write .*out\.nc: No space left on device"):
         decompress(str(archive_path), str(output), {"time": "2019-03-01T06"}, overwrite=True)
     assert output.read_bytes() == b"old"
@@ -97,8 +100,15 @@ def test_a_store_that_cannot_take_its_place_puts_the_old_one_back(
 ) -> None:
     output = tmp_path / "out.zarr"
     decompress(str(archive_path), str(output), {"time": "2019-03-01T06"})
-    monkeypatch.setattr(pipeline, "_write_zarr", lambda *_: None)
-    with pytest.raises(SourceError, match="cannot write"):
+    rename = os.rename
+
+    def fail(old: Path, new: Path) -> None:
+        if old.name == "output":
+            raise OSError(5, "Input/output error")
+        rename(old, new)
+
+    monkeypatch.setattr(zarr_place.os, "rename", fail)
+    with pytest.raises(SourceError, match=r"cannot write .*out\.zarr: Input/output error"):
         decompress(str(archive_path), str(output), {"time": "2019-03-01T07"}, overwrite=True)
     with xarray.open_zarr(output, consolidated=False) as found:
         assert found.time.values.tolist() == np.array(["2019-03-01T06"], "M8[ns]").tolist()
@@ -132,19 +142,18 @@ def test_a_zarr_store_of_version_2_is_replaced_when_asked(archive_path: Path, tm
     assert not (output / ".zgroup").exists()
 
 
-def test_what_appeared_at_the_output_meanwhile_is_not_replaced(
-    archive_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output, write_netcdf = tmp_path / "out.nc", pipeline._write_netcdf
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_what_appeared_at_the_output_meanwhile_is_not_replaced(archive_path: Path, tmp_path: Path, suffix: str) -> None:
+    output = tmp_path / f"out{suffix}"
 
-    def slow(dataset: xarray.Dataset, path: Path) -> None:
-        write_netcdf(dataset, path)
-        output.write_bytes(b"of another run")
+    def meanwhile(progress: DecompressProgress) -> None:
+        if progress.samples == 1:
+            output.write_bytes(b"of another run")
 
-    monkeypatch.setattr(pipeline, "_write_netcdf", slow)
     with pytest.raises(ArchiveExistsError):
-        decompress(str(archive_path), str(output), {"time": "2019-03-01T06"})
+        decompress(str(archive_path), str(output), {"time": "2019-03-01T06"}, progress=meanwhile)
     assert output.read_bytes() == b"of another run"
+    assert [path.name for path in tmp_path.iterdir()] == [output.name]
 
 
 @pytest.mark.parametrize("suffix", [".nc", ".zarr"])
@@ -209,9 +218,13 @@ def test_what_cannot_be_done_is_one_error_and_no_output(
 def test_attributes_that_netcdf_cannot_hold_become_json(
     archive_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to_xarray = Archive.to_xarray
+    read_manifest = archive_module.read_manifest
     odd = {"flag": True, "nested": {"a": 1}, "mixed": [1, "b"], "none": None, "numbers": [1, 2], "texts": ["a", "b"]}
-    monkeypatch.setattr(Archive, "to_xarray", lambda self, select: to_xarray(self, select).assign_attrs(odd))
+    monkeypatch.setattr(
+        archive_module,
+        "read_manifest",
+        lambda url, **options: replace(read_manifest(url, **options), dataset_attributes=odd),
+    )
     decompress(str(archive_path), str(tmp_path / "out.nc"), {"time": "2019-03-01T06"})
     with xarray.open_dataset(tmp_path / "out.nc") as found:
         assert [found.attrs[name] for name in ("flag", "nested", "mixed", "none")] == [
@@ -227,7 +240,7 @@ def test_attributes_that_netcdf_cannot_hold_become_json(
 def test_without_a_netcdf_library_the_message_names_the_extra(
     archive_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(restore_netcdf.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"vcinr-batch\[netcdf\]"):
         decompress(str(archive_path), str(tmp_path / "out.nc"), {"time": "2019-03-01T06"})
 

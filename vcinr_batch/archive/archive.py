@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from vcinr_batch.archive.manifest import MANIFEST_NAME, ArchivePart, Manifest, read_manifest
 from vcinr_batch.archive.parquet_container import PartIndex, read_index, read_rejected, read_rows
 from vcinr_batch.archive.rows import ArchiveRow
-from vcinr_batch.data.axes import axis_index, take_labels
-from vcinr_batch.data.layout import Layout, axis_variable, sample_key, to_source_order
+from vcinr_batch.archive.selection import Selection, make_selection, selected_positions
+from vcinr_batch.data.layout import Layout, axis_variable, sample_key
 from vcinr_batch.data.samples import RejectedSample, SampleKey
 from vcinr_batch.errors import BundleMismatchError, ConfigError
 from vcinr_batch.storage import StorageOptions, join_url, public_url, read_bytes, sha256_hex, size_bytes
@@ -93,7 +93,7 @@ class Archive:
             SampleNotFoundError: labels that the archive does not have; names its extent.
             SourceError, BitstreamError, UnsupportedFormatError: as `index`, of the parts concerned only.
         """
-        return list(self._select(_positions(self.layout, selection)))
+        return list(self._select(selected_positions(self.layout, selection)))
 
     def rows(self, selection: Mapping[str, str] | None = None) -> list[ArchiveRow]:
         """The rows of a selection, fetched by byte ranges. Arguments and errors as `select`."""
@@ -156,31 +156,89 @@ class Archive:
         """
         import xarray
 
-        positions = _positions(self.layout, selection)
-        taken = [take_labels(axis, chosen) for axis, chosen in zip(self.layout.axes, positions, strict=True)]
-        axes = tuple(axis for axis, _ in taken)
-        layout = Layout(self.layout.variable, axes, tuple(map(len, axes)), self.layout.channels)
-        values = self._decode([places for _, places in taken], decode or self._bundle_decoder())
-        dims = layout.dims if layout.channels == 1 else (*layout.dims, "channel")
-        values = values[..., 0] if layout.channels == 1 else values
-        attributes = {**({"units": self.manifest.unit} if self.manifest.unit else {}), **self.manifest.attributes}
-        return xarray.Dataset(
-            {layout.variable: (dims, to_source_order(layout, values), attributes)},
-            {axis.name: axis_variable(axis) for axis in axes},
-            dict(self.manifest.dataset_attributes),
-        )
+        selected = make_selection(self.layout, selection)
+        values = self.values(selected.places, decode or self.decoder())
+        dataset = self.coordinates(selected)
+        variable = xarray.Variable(selected.dims, values.reshape(selected.shape), self.variable_attributes)
+        return dataset.assign({self.layout.variable: variable})
+
+    @property
+    def variable_attributes(self) -> dict[str, Any]:
+        """The attributes of the decoded variable: the source's, and at least its unit."""
+        return {**({"units": self.manifest.unit} if self.manifest.unit else {}), **self.manifest.attributes}
+
+    def coordinates(self, selected: Selection) -> "xarray.Dataset":
+        """The dataset of a selection but for its variable: coordinates and attributes like the source's."""
+        import xarray
+
+        coords = {axis.name: axis_variable(axis) for axis in selected.axes}
+        return xarray.Dataset(coords=coords, attrs=dict(self.manifest.dataset_attributes))
+
+    def sample_count(self, selected: Selection) -> tuple[int, int]:
+        """How many samples hold something of a selection: the stored and the rejected ones.
+
+        Reads the index of a part only where some of its samples were rejected and some are not selected.
+
+        Raises:
+            SourceError, BitstreamError, UnsupportedFormatError: as `index`.
+        """
+        wanted = _wanted_blocks(self.layout, selected.places)
+        stored = rejected = 0
+        for part in self._parts_with(wanted):
+            inside = [along[a:b] for along, a, b in zip(wanted, part.start, part.stop, strict=True)]
+            count = math.prod(int(along.sum()) for along in inside)
+            if part.rejected and count < part.sample_count:
+                rows = int(_blocks_in(self.index(part).blocks, wanted).sum())
+            else:
+                rows = count - part.rejected
+            stored, rejected = stored + rows, rejected + count - rows
+        return stored, rejected
+
+    def values(self, places: Sequence[NDArray[np.int64]], decode: Decode) -> NDArray[np.float32]:
+        """Decode what stands at the given positions of the layout's axes, in any order.
+
+        Args:
+            places: positions along every axis.
+            decode: from `decoder`.
+
+        Returns:
+            float32 [number of positions along every axis, C]; NaN where there is no value.
+
+        Raises:
+            ConfigError, SourceError, BitstreamError, UnsupportedFormatError: as `to_xarray`.
+        """
+        layout = self.layout
+        values = _allocate((*map(len, places), layout.channels))
+        by_block = [_by_block(p, length) for p, length in zip(places, layout.block_shape, strict=True)]
+        batch = max(1, _BATCH_VALUES // (layout.points_per_sample * layout.channels))
+        for chosen in self._select(places):
+            for first in range(0, len(chosen.positions), batch):
+                rows = self._read(chosen.part, chosen.positions[first : first + batch])
+                for row, decoded in zip(rows, decode(rows, layout), strict=True):
+                    pairs = [along[i] for along, i in zip(by_block, row.block, strict=True)]
+                    block = decoded.reshape(*layout.block_shape, layout.channels)
+                    values[np.ix_(*(there for there, _ in pairs))] = block[np.ix_(*(inside for _, inside in pairs))]
+        return values
+
+    def decoder(self) -> Decode:
+        """Decodes rows with the archive's own bundle.
+
+        Raises:
+            SourceError, BitstreamError, UnsupportedFormatError, BundleMismatchError: the bundle is missing, damaged, of
+                a later version or not the archive's.
+        """
+        from vcinr_batch.bundle import parse_bundle
+        from vcinr_batch.compression import decompress_rows, open_bundle
+
+        url = join_url(self.url, self.manifest.bundle_path)
+        opened = open_bundle(parse_bundle(self.bundle_bytes(), self.manifest.bundle_sha256, public_url(url)))
+        return lambda rows, layout: decompress_rows(rows, opened, layout)
 
     def _select(self, positions: Sequence[NDArray[np.int64]]) -> Iterator[SelectedRows]:
         """Rows whose blocks hold any of the given positions along every axis."""
-        wanted = []
-        for places, length, count in zip(positions, self.layout.block_shape, self.layout.block_counts, strict=True):
-            wanted.append(np.zeros(count, bool))
-            wanted[-1][places // length] = True
+        wanted = _wanted_blocks(self.layout, positions)
         for part in self._parts_with(wanted):
-            blocks = self.index(part).blocks
-            chosen = np.ones(len(blocks), bool)
-            for k, along in enumerate(wanted):
-                chosen &= along[blocks[:, k]]
+            chosen = _blocks_in(self.index(part).blocks, wanted)
             if chosen.any():
                 yield SelectedRows(part, np.flatnonzero(chosen))
 
@@ -199,41 +257,22 @@ class Archive:
         index = self.index(part)
         return read_rows(self.url, part, index, positions, self.layout, storage_options=self.storage_options)
 
-    def _decode(self, places: Sequence[NDArray[np.int64]], decode: Decode) -> NDArray[np.float32]:
-        """Values [number of places along every axis, C] at the given places of the layout's axes."""
-        layout = self.layout
-        selected = list(self._select(places))
-        values = _allocate((*map(len, places), layout.channels))
-        by_block = [_by_block(p, length) for p, length in zip(places, layout.block_shape, strict=True)]
-        batch = max(1, _BATCH_VALUES // (layout.points_per_sample * layout.channels))
-        for chosen in selected:
-            for first in range(0, len(chosen.positions), batch):
-                rows = self._read(chosen.part, chosen.positions[first : first + batch])
-                for row, decoded in zip(rows, decode(rows, layout), strict=True):
-                    pairs = [along[i] for along, i in zip(by_block, row.block, strict=True)]
-                    block = decoded.reshape(*layout.block_shape, layout.channels)
-                    values[np.ix_(*(there for there, _ in pairs))] = block[np.ix_(*(inside for _, inside in pairs))]
-        return values
 
-    def _bundle_decoder(self) -> Decode:
-        from vcinr_batch.bundle import parse_bundle
-        from vcinr_batch.compression import decompress_rows, open_bundle
-
-        url = join_url(self.url, self.manifest.bundle_path)
-        opened = open_bundle(parse_bundle(self.bundle_bytes(), self.manifest.bundle_sha256, public_url(url)))
-        return lambda rows, layout: decompress_rows(rows, opened, layout)
+def _wanted_blocks(layout: Layout, places: Sequence[NDArray[np.int64]]) -> list[NDArray[np.bool_]]:
+    """For every axis and each of its blocks whether it holds one of the given positions."""
+    wanted = []
+    for along, length, count in zip(places, layout.block_shape, layout.block_counts, strict=True):
+        wanted.append(np.zeros(count, bool))
+        wanted[-1][along // length] = True
+    return wanted
 
 
-def _positions(layout: Layout, selection: Mapping[str, str] | None) -> list[NDArray[np.int64]]:
-    """Selected positions along every axis, ascending."""
-    wanted = dict(selection or {})
-    unknown = [name for name in wanted if name not in layout.dims]
-    if unknown:
-        raise ConfigError(f"{layout.variable} has no dimension {unknown[0]!r}; it has {', '.join(layout.dims)}")
-    return [
-        axis_index(axis, wanted[axis.name]) if axis.name in wanted else np.arange(len(axis), dtype=np.int64)
-        for axis in layout.axes
-    ]
+def _blocks_in(blocks: NDArray[np.integer[Any]], wanted: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Which of the blocks [N, axes] are wanted along every axis."""
+    chosen = np.ones(len(blocks), bool)
+    for k, along in enumerate(wanted):
+        chosen &= along[blocks[:, k]]
+    return chosen
 
 
 def _allocate(shape: tuple[int, ...]) -> NDArray[np.float32]:
