@@ -8,16 +8,18 @@ takes no time.
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vcinr_batch import __version__
-from vcinr_batch.errors import ConfigError, VcinrError
+from vcinr_batch.cli_jobs import Address, NoWait, jobs_app, submit_elsewhere
+from vcinr_batch.errors import ConfigError, SourceError, VcinrError
 
 if TYPE_CHECKING:
-    from pipelines.compress import CompressProgress
+    from pipelines.compress import CompressJob, CompressProgress
 
 EXIT_REJECTED, EXIT_USAGE, EXIT_DEFECT, EXIT_INTERRUPTED = 1, 2, 70, 130
 TRACEBACK_VARIABLE = "VCINR_TRACEBACK"
@@ -31,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(jobs_app, name="jobs")
 
 Sources = Annotated[
     list[str], typer.Argument(metavar="SOURCE...", help="NetCDF, Zarr or GRIB: paths, URLs or patterns.")
@@ -96,6 +99,7 @@ def _vcinr(
 
 @app.command()
 def train(
+    context: typer.Context,
     config: Annotated[str, typer.Argument(help="YAML file of the run.")],
     sources: Sources,
     output: Annotated[str, typer.Option(help="Directory for the bundle.")],
@@ -109,15 +113,28 @@ def train(
         str | None,
         typer.Option(metavar="URL", help="Default: checkpoint.safetensors in the output; removed at the end."),
     ] = None,
+    num_workers: Annotated[
+        int, typer.Option(help="Ray Train workers that share every batch; 0 trains in this process without Ray.")
+    ] = 0,
+    use_gpu: Annotated[bool, typer.Option("--use-gpu", help="One graphics card for each worker.")] = False,
+    cpus_per_worker: Annotated[int, typer.Option(help="CPUs and torch threads of a worker.")] = 1,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32 or bfloat16, of the hidden layers in training; the configuration's by default."),
+    ] = None,
+    address: Address = None,
+    no_wait: NoWait = False,
     storage_options: StorageOptionsText = "{}",
     as_json: AsJson = False,
 ) -> None:
     """Learn a bundle from training data."""
+    submit_elsewhere(context, address, no_wait)
     from pipelines import train as training
     from vcinr_batch.config import load_config
     from vcinr_batch.console import ProgressDisplay, print_json, print_pairs, size_text
 
-    run_config = load_config(config, settings or ())
+    settings = [*(settings or ()), *([f"meta_learning.precision={precision}"] if precision else [])]
+    run_config = load_config(config, settings)
     changes: dict[str, Any] = {"select": {**run_config.source.select, **_parse_select(select)}}
     changes |= {"variable": variable} if variable else {}
     run_config = run_config.model_copy(update={"source": run_config.source.model_copy(update=changes)})
@@ -129,6 +146,7 @@ def train(
             checkpoint,
             lambda stage, step, steps, figures: display.show(stage, step, steps, figures, _figures_text(figures)),
             _parse_storage_options(storage_options),
+            training.TrainWorkers(num_workers, use_gpu, cpus_per_worker, address),
         )
     if as_json:
         print_json({"event": "done", **vars(report)})
@@ -145,6 +163,7 @@ def train(
 
 @app.command()
 def compress(
+    context: typer.Context,
     sources: Sources,
     bundle: Annotated[str, typer.Option(help="Bundle file, or a directory that holds one.")],
     output: Annotated[str, typer.Option(help="URL of the archive to be.")],
@@ -154,18 +173,35 @@ def compress(
         float | None, typer.Option(metavar="DB", help="For each sample the coarsest level that reaches this PSNR.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Ray workers; 0 runs without Ray.", show_default="the number of CPUs")
+        int | None,
+        typer.Option(
+            help="Ray workers; 0 runs without Ray.", show_default="the number of CPUs, here or of the cluster"
+        ),
+    ] = None,
+    num_gpus: Annotated[float, typer.Option(help="GPUs reserved for each worker.")] = 0.0,
+    shard_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="A worker that takes longer for a shard is replaced.")
+    ] = 3600.0,
+    max_rejected: Annotated[
+        str | None,
+        typer.Option(metavar="N|P%", help="With more rejected samples there is no archive; no limit by default."),
     ] = None,
     shard_samples: Annotated[
         int | None, typer.Option(help="Samples per shard.", show_default="the bundle's configuration")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the archive at the output.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write nothing; measure a few shards and say what the job will cost.")
+    ] = False,
     variable: Variable = None,
     member_pattern: MemberPattern = None,
+    address: Address = None,
+    no_wait: NoWait = False,
     storage_options: StorageOptionsText = "{}",
     as_json: AsJson = False,
 ) -> None:
     """Compress a source into an archive."""
+    submit_elsewhere(context, address, no_wait)
     from pipelines import compress as compression
     from vcinr_batch.compression import QualityRequest
     from vcinr_batch.config import SourceConfig
@@ -179,19 +215,29 @@ def compress(
         request=QualityRequest(quality, target_psnr),
         source=SourceConfig(variable=variable, select=_parse_select(select), member_pattern=member_pattern),
         shard_samples=shard_samples,
-        workers=_cpu_count() if workers is None else workers,
+        workers=_cpu_count() if workers is None and not (address or os.environ.get("RAY_ADDRESS")) else workers,
+        address=address,
+        num_gpus=num_gpus,
+        shard_timeout_seconds=shard_timeout,
+        max_rejected=max_rejected,
         overwrite=overwrite,
         storage_options=_parse_storage_options(storage_options),
     )
+    if dry_run:
+        _show_dry_run(job, as_json)
+        return
     with ProgressDisplay(as_json) as display:
         report = compression.compress(job, lambda progress: _show_compression(display, progress))
-    summary, speed = report.summary, report.source_bytes / report.seconds
+    summary, last, speed = report.summary, report.last, report.last.source_bytes_per_second
     rejected = {str(sample.key): sample.reason for sample in report.rejected_examples}
     if as_json:
         content = {**archive_json(summary), "rejected_examples": rejected, "seconds": report.seconds}
-        print_json({"event": "done", **content, "source_bytes_per_second": speed})
+        counts = {"resumed": last.resumed_samples, "retried": last.retried}
+        print_json({"event": "done", **content, **counts, "source_bytes_per_second": speed})
     else:
         lines = [("rejected", f"{key}: {reason}") for key, reason in rejected.items()]
+        if last.resumed_samples or last.retried:
+            lines.append(("resumed", f"{last.resumed_samples:,} samples of an earlier run; {last.retried:,} retried"))
         print_pairs([*archive_pairs(summary), *lines, ("time", f"{report.seconds:.1f} s, {size_text(speed)}/s")])
     if summary.rejected:
         raise typer.Exit(EXIT_REJECTED)
@@ -199,19 +245,42 @@ def compress(
 
 @app.command()
 def decompress(
+    context: typer.Context,
     archive: Annotated[str, typer.Argument(help="URL of the archive.")],
     output: Annotated[str, typer.Option(help="Ends with .nc (NetCDF 4) or .zarr (Zarr 3).")],
     select: Select = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Ray workers; 0 runs without Ray.", show_default="0 for a few fields, else the number of CPUs"
+        ),
+    ] = None,
+    address: Address = None,
+    no_wait: NoWait = False,
     storage_options: StorageOptionsText = "{}",
     as_json: AsJson = False,
 ) -> None:
-    """Decompress a selection into NetCDF or Zarr."""
+    """Restore an archive, or a selection of it, into NetCDF or Zarr."""
+    submit_elsewhere(context, address, no_wait)
     from pipelines import decompress as decompression
-    from vcinr_batch.console import plural, print_json, print_pairs, size_text
+    from pipelines.restore_progress import progress_figures, progress_text
+    from vcinr_batch.console import ProgressDisplay, plural, print_json, print_pairs, size_text
 
     options = _parse_storage_options(storage_options)
-    report = decompression.decompress(archive, output, _parse_select(select), overwrite, options)
+    with ProgressDisplay(as_json) as display:
+        report = decompression.decompress(
+            archive,
+            output,
+            _parse_select(select),
+            overwrite,
+            options,
+            workers=workers,
+            address=address,
+            progress=lambda now: display.show(
+                "restore", now.samples, now.total_samples, progress_figures(now), progress_text(now)
+            ),
+        )
     if as_json:
         print_json({"event": "done", **vars(report)})
     else:
@@ -242,7 +311,9 @@ def inspect(
     from vcinr_batch.inspection import ArchiveSummary, inspect_url
     from vcinr_batch.summary_text import archive_json, archive_pairs, bundle_json, bundle_pairs
 
-    summary = inspect_url(url, rows, _parse_storage_options(storage_options))
+    options = _parse_storage_options(storage_options)
+    with _explaining_unfinished(url, options):
+        summary = inspect_url(url, rows, options)
     if isinstance(summary, ArchiveSummary):
         content, pairs = archive_json(summary), archive_pairs(summary)
     else:
@@ -260,12 +331,18 @@ def verify(
         list[str] | None, typer.Option(metavar="SOURCE...", help="Compare with the source: recompute every error.")
     ] = None,
     more_sources: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    index_only: Annotated[
+        bool,
+        typer.Option("--index-only", help="Read no values: is every sample of the source there, once, and no other?"),
+    ] = False,
     member_pattern: MemberPattern = None,
     storage_options: StorageOptionsText = "{}",
     as_json: AsJson = False,
 ) -> None:
     """Prove that an archive is whole and right."""
-    from vcinr_batch.console import ProgressDisplay, plural, print_json, print_pairs
+    from vcinr_batch.completeness import verify_index
+    from vcinr_batch.console import ProgressDisplay, print_json, print_pairs
+    from vcinr_batch.summary_text import verification_pairs
     from vcinr_batch.verification import open_original, verify_archive
 
     if more_sources and not against:
@@ -273,32 +350,89 @@ def verify(
     options = _parse_storage_options(storage_options)
     # A shell expands `--against data/*.nc` into one option value and further arguments.
     urls = [*(against or []), *(more_sources or [])]
-    source = open_original(archive, urls, member_pattern, options) if urls else None
-    with ProgressDisplay(as_json) as display:
-        report = verify_archive(
-            archive,
-            source,
-            lambda done, total, problems: display.show("verify", done, total, {"problems": problems}),
-            options,
-        )
+    if index_only and not urls:
+        raise ConfigError("--index-only compares with a source; give it with --against")
+    with _explaining_unfinished(archive, options), ProgressDisplay(as_json) as display:
+
+        def show(done: int, total: int, problems: int) -> None:
+            display.show("verify", done, total, {"problems": problems})
+
+        source = open_original(archive, urls, member_pattern, options) if urls else None
+        if index_only and source is not None:
+            report = verify_index(archive, source, show, options)
+        else:
+            report = verify_archive(archive, source, show, options)
+    if as_json:
+        print_json({"event": "done", "is_good": report.is_good, "index_only": index_only, **vars(report)})
+    else:
+        print_pairs(verification_pairs(report, bool(urls), index_only))
+    if not report.is_good:
+        raise typer.Exit(EXIT_REJECTED)
+
+
+@app.command()
+def repair(
+    archive: Annotated[str, typer.Argument(help="URL of the archive.")],
+    sources: Annotated[
+        list[str] | None, typer.Option("--source", metavar="SOURCE...", help="What the archive was made of.")
+    ] = None,
+    more_sources: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    bundle: Annotated[str | None, typer.Option(help="A copy of the archive's bundle, if that is lost.")] = None,
+    accept_changed: Annotated[
+        bool,
+        typer.Option("--accept-changed", help="Also put in parts that come out with other bytes; a new manifest."),
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Ray workers; 0 runs without Ray.")] = 0,
+    address: Address = None,
+    member_pattern: MemberPattern = None,
+    storage_options: StorageOptionsText = "{}",
+    as_json: AsJson = False,
+) -> None:
+    """Redo the missing and damaged parts of an archive."""
+    from pipelines import repair as repairing
+    from pipelines.compress_plan import WorkerOptions
+    from vcinr_batch.console import ProgressDisplay, print_json, print_pairs
+    from vcinr_batch.summary_text import repair_pairs
+
+    if more_sources and not sources:
+        raise ConfigError(f"unexpected argument {more_sources[0]!r}; give sources after --source")
+    options = _parse_storage_options(storage_options)
+    job = repairing.RepairJob(
+        archive=archive,
+        sources=(*(sources or []), *(more_sources or [])),
+        bundle=bundle,
+        member_pattern=member_pattern,
+        accept_changed=accept_changed,
+        workers=WorkerOptions(None if address and not workers else workers, address),
+        storage_options=options,
+    )
+    with _explaining_unfinished(archive, options), ProgressDisplay(as_json) as display:
+        report = repairing.repair(job, lambda stage, done, total: display.show(stage, done, total, {}))
     if as_json:
         print_json({"event": "done", "is_good": report.is_good, **vars(report)})
     else:
-        checked = f"{plural(report.rows, 'row')} in {plural(report.parts, 'part')}, {report.rejected:,} rejected"
-        compared = plural(report.compared, "sample") if urls else "no source given"
-        hidden = report.problem_count - len(report.problems)
-        print_pairs(
-            [
-                ("archive", report.url),
-                ("checked", checked),
-                ("compared", compared),
-                ("problems", f"{report.problem_count:,}" if report.problem_count else "none"),
-                *(("", problem) for problem in report.problems),
-                *([("", f"... and {hidden:,} more")] if hidden else []),
-            ]
-        )
+        print_pairs(repair_pairs(report))
     if not report.is_good:
         raise typer.Exit(EXIT_REJECTED)
+
+
+@contextmanager
+def _explaining_unfinished(url: str, storage_options: Mapping[str, Any]) -> Iterator[None]:
+    """Where there is no archive because a job did not come to its end, say that instead."""
+    try:
+        yield
+    except SourceError as error:
+        from pipelines.shard_status import find_unfinished
+        from vcinr_batch.archive.manifest import MANIFEST_NAME
+        from vcinr_batch.storage import exists, join_url, public_url
+
+        run = None
+        with suppress(VcinrError):
+            if not exists(join_url(url, MANIFEST_NAME), storage_options=storage_options):
+                run = find_unfinished(url, storage_options)
+        if run is None:
+            raise
+        raise SourceError(f"{public_url(url)}: {run}") from error
 
 
 def _fail(message: str, code: int) -> int:
@@ -335,11 +469,22 @@ def _parse_storage_options(text: str) -> dict[str, Any]:
 
 
 def _show_compression(display: Any, progress: "CompressProgress") -> None:
-    speed = progress.source_bytes / max(progress.seconds, 1e-9)
-    ratio = progress.source_bytes / max(progress.archive_bytes, 1)
-    figures = {"rejected": progress.rejected, "source_bytes_per_second": speed, "ratio": ratio}
-    text = f"{speed / 1e6:.3g} MB/s, {ratio:.3g} : 1, {progress.rejected:,} rejected"
+    from pipelines.compress_progress import progress_figures, progress_text
+
+    figures, text = progress_figures(progress), progress_text(progress)
     display.show("compress", progress.samples, progress.total_samples, figures, text)
+
+
+def _show_dry_run(job: "CompressJob", as_json: bool) -> None:
+    from pipelines.dry_run import estimate
+    from pipelines.dry_run_text import dry_run_json, dry_run_pairs
+    from vcinr_batch.console import print_json, print_pairs
+
+    report = estimate(job)
+    if as_json:
+        print_json({"event": "done", **dry_run_json(report)})
+    else:
+        print_pairs(dry_run_pairs(report))
 
 
 def _figures_text(figures: Mapping[str, float]) -> str:
