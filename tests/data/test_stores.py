@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import xarray
 
+from vcinr_batch.config import SourceConfig
 from vcinr_batch.data import stores
+from vcinr_batch.data.sources import open_fields, read_extent
 from vcinr_batch.data.stores import find_store, open_store
 from vcinr_batch.errors import SourceError
 
@@ -151,3 +153,18 @@ def test_a_missing_extra_is_named(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else find_spec(name))
     with pytest.raises(SourceError, match=rf"pip install 'vcinr-batch\[{extra}\]'"):
         open_store(find_store(str(path), {}), {})
+
+
+@pytest.mark.parametrize("file_format", ["NETCDF3_64BIT", "NETCDF4"])
+def test_a_file_that_is_cut_while_it_is_open_is_an_error_and_never_zeros(tmp_path: Path, file_format: str) -> None:
+    path = tmp_path / "t.nc"
+    values = np.random.default_rng(0).standard_normal((50, 30, 40)).astype(np.float32) + 5
+    axes = {"time": np.arange(50), "y": np.arange(30), "x": np.arange(40)}
+    dataset = xarray.Dataset({"t": (("time", "y", "x"), values, {"units": "K"})}, axes)
+    dataset.to_netcdf(path, format=file_format, engine="netcdf4")
+    source = open_fields(str(path), SourceConfig(variable="t"))
+    hours = (slice(0, 50), slice(None), slice(None))
+    np.testing.assert_array_equal(read_extent(source, (slice(0, 1), *hours[1:]))[0], values[0])
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(SourceError, match=r"t\.nc"):
+        read_extent(source, hours)

@@ -14,11 +14,12 @@ from typing import Any, Literal, TypeVar
 
 import xarray
 from fsspec.implementations.local import LocalFileSystem
-from zarr.storage import FsspecStore
+from zarr.storage import FsspecStore, LocalStore
 
 from vcinr_batch.data.local_copies import drop_copy, local_copy
 from vcinr_batch.data.netcdf3 import netcdf3_size_bytes
 from vcinr_batch.data.ranged_file import RangedFile
+from vcinr_batch.data.zarr_chunks import CheckedChunks
 from vcinr_batch.errors import DamagedSourceError, SourceError, VcinrError
 from vcinr_batch.storage import exists, locate, public_url
 from vcinr_batch.store_retries import ask_store, is_transient, store_error, without_secrets
@@ -99,18 +100,20 @@ def read_store(file: StoreFile, storage_options: Mapping[str, Any], read: Callab
     Raises:
         StoreUnavailableError: the store does not answer, or refuses the credentials.
         DamagedSourceError: bytes arrive, but do not decode.
-        SourceError: unreadable otherwise, or an extra is not installed.
+        SourceError: unreadable otherwise, changed since `find_store`, or an extra is not installed.
     """
 
     def attempt() -> Result:
         try:
-            return read(_opened(file, storage_options))
+            result = read(_opened(file, storage_options))
         except (VcinrError, MemoryError):
             raise
         except Exception as error:
             if is_transient(error):
                 raise
             raise _read_error(error, file.url) from error
+        _check_unchanged(file, storage_options)
+        return result
 
     def ask() -> Result:
         return ask_store(attempt, file.url, "read", storage_options, before_retry=lambda: _forget(file))
@@ -196,6 +199,10 @@ def _fingerprint(url: str, storage_options: Mapping[str, Any]) -> str:
     def look() -> str:
         fs, path = locate(url, storage_options)
         try:
+            if isinstance(fs, LocalFileSystem):
+                status = os.stat(path)
+                return f"{status.st_size}-{status.st_mtime_ns}"  # of a file that is only linked or moved the same
+            fs.invalidate_cache()
             return str(fs.ukey(path))
         except (OSError, NotImplementedError) as error:
             if is_transient(error):
@@ -203,6 +210,16 @@ def _fingerprint(url: str, storage_options: Mapping[str, Any]) -> str:
             return ""
 
     return ask_store(look, url, "look up", storage_options)
+
+
+def _check_unchanged(file: StoreFile, storage_options: Mapping[str, Any]) -> None:
+    """Raise where a file is not the one that was found: format libraries read zeros past the end of a file that was cut
+    while it was open, and a mixture of two versions elsewhere. Of a Zarr store only chunks change, each in one step.
+    """
+    if file.fingerprint and file.format != "zarr" and _fingerprint(file.url, storage_options) != file.fingerprint:
+        raise SourceError(
+            f"{public_url(file.url)} was changed or removed while it was being read; run the command again"
+        )
 
 
 def _opened(file: StoreFile, storage_options: Mapping[str, Any]) -> xarray.Dataset:
@@ -269,12 +286,16 @@ def _open_hdf5(file: StoreFile, storage_options: Mapping[str, Any]) -> xarray.Da
 def _open_zarr(file: StoreFile, storage_options: Mapping[str, Any]) -> xarray.Dataset:
     fs, path = locate(file.url, storage_options)
     if isinstance(fs, LocalFileSystem):
-        return xarray.open_dataset(path, engine="zarr", **_DECODING)
+        return xarray.open_dataset(_checked(LocalStore(path, read_only=True)), engine="zarr", **_DECODING)
     store: Any = FsspecStore.from_url(file.url, storage_options=dict(storage_options), read_only=True)
     if hasattr(store.fs, "retries"):
         # Of one chunk; botocore repeats each request as well. Reading as a whole is repeated by `read_store`.
         store.fs.retries = 2
-    return xarray.open_dataset(store, engine="zarr", **_DECODING)
+    return xarray.open_dataset(_checked(store), engine="zarr", **_DECODING)
+
+
+def _checked(store: Any) -> Any:
+    return CheckedChunks(store)  # xarray takes any store of Zarr's; its annotation does not say so
 
 
 def _open_grib(file: StoreFile, storage_options: Mapping[str, Any]) -> xarray.Dataset:
