@@ -6,7 +6,7 @@ A retry of any stage repeats its own work and writes the same bytes to the same 
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -18,7 +18,7 @@ from vcinr_batch.bundle import load_bundle
 from vcinr_batch.compression import OpenBundle, compress_samples, open_bundle
 from vcinr_batch.data.layout import sample_key
 from vcinr_batch.data.samples import RejectedSample, Sample
-from vcinr_batch.data.shards import Shard, iter_samples, shard_name
+from vcinr_batch.data.shards import Shard, halves, iter_samples, shard_name
 from vcinr_batch.errors import DamagedSourceError
 from vcinr_batch.inspection import RowFigures, measure_rows
 
@@ -85,9 +85,9 @@ def read_shard(plan: CompressPlan, shard: Shard) -> ShardSamples:
         if shard.sample_count == 1:
             reason = f"cannot be read: {error}"
             return ShardSamples(shard, (), (RejectedSample(sample_key(plan.layout, shard.start), shard.start, reason),))
-    halves = [read_shard(plan, half) for half in _halves(shard)]
-    samples = [sample for half in halves for sample in half.samples]
-    return ShardSamples(shard, samples, [sample for half in halves for sample in half.rejected])
+    read = [read_shard(plan, half) for half in halves(shard)]
+    samples = [sample for half in read for sample in half.samples]
+    return ShardSamples(shard, samples, [sample for half in read for sample in half.rejected])
 
 
 def compress_read(plan: CompressPlan, read: ShardSamples) -> ShardRows:
@@ -123,15 +123,6 @@ def write_shard(plan: CompressPlan, compressed: ShardRows) -> ShardResult:
     )
     figures = measure_rows(rows, open_bundle_once(plan).bundle.normalizer, plan.layout)
     return ShardResult(shard.index, part, figures, tuple(rejected[:REJECTED_EXAMPLES]))
-
-
-def _halves(shard: Shard) -> tuple[Shard, Shard]:
-    """Along the outermost axis that has more than one block, so that the order of the samples stays."""
-    k = next(k for k, (a, b) in enumerate(zip(shard.start, shard.stop, strict=True)) if b - a > 1)
-    middle = (shard.start[k] + shard.stop[k]) // 2
-    stop = (*shard.stop[:k], middle, *shard.stop[k + 1 :])
-    start = (*shard.start[:k], middle, *shard.start[k + 1 :])
-    return replace(shard, stop=stop), replace(shard, start=start)
 
 
 def open_bundle_once(plan: CompressPlan) -> OpenBundle:

@@ -207,7 +207,7 @@ def test_urls_join_with_one_slash(parts, expected):
     assert storage.join_url(*parts) == expected
 
 
-@pytest.mark.parametrize("empty", ["", " "])
+@pytest.mark.parametrize("empty", ["", " ", "s3://", "file:///", " memory:// "])
 def test_an_empty_url_is_no_place(empty):
     with pytest.raises(ConfigError, match="expected a path or URL"):
         storage.join_url(empty, "manifest.json.gz")

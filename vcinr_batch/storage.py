@@ -9,6 +9,7 @@ import bisect
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -240,9 +241,9 @@ def check_url(url: str, what: str) -> None:
         what: what the URL is for, e.g. `output`.
 
     Raises:
-        ConfigError: an empty or blank text.
+        ConfigError: an empty or blank text, or a scheme with nothing behind it.
     """
-    if not url.strip():
+    if not url.strip() or re.fullmatch(r"\s*[A-Za-z][A-Za-z0-9+.-]*://+\s*", url):
         raise ConfigError(f"{what}: expected a path or URL, got {url!r}")
 
 

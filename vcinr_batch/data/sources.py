@@ -15,7 +15,7 @@ from vcinr_batch.data.axes import Axis, axis_index, source_order, take_labels
 from vcinr_batch.data.source_joining import join_parts
 from vcinr_batch.data.source_parts import SourcePart, open_part
 from vcinr_batch.data.source_urls import expand_urls, group_by_member
-from vcinr_batch.data.stores import StoreFile, read_store
+from vcinr_batch.data.stores import StoreFile, check_unchanged, read_store
 from vcinr_batch.errors import ConfigError
 
 
@@ -106,6 +106,18 @@ def read_extent(source: FieldSource, extent: tuple[slice, ...]) -> NDArray[np.fl
     for target, member in zip(values, ranges[0], strict=True):
         _read_member(source, member, ranges[1:], target)
     return values
+
+
+def check_source_unchanged(source: FieldSource) -> None:
+    """Raise where a Zarr store of the source is not the one that was opened; of other files each read makes sure.
+
+    Raises:
+        StoreUnavailableError: the store does not answer.
+        SourceError: it was changed, or is gone.
+    """
+    for file in source.files:
+        if file.format == "zarr":
+            check_unchanged(file, source.storage_options)
 
 
 def _read_member(source: FieldSource, member: int, ranges: list[range], target: NDArray[np.float32]) -> None:

@@ -14,12 +14,14 @@ from typing import Any, Literal, TypeVar
 
 import xarray
 from fsspec.implementations.local import LocalFileSystem
+from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
 from vcinr_batch.data.local_copies import drop_copy, local_copy
 from vcinr_batch.data.netcdf3 import netcdf3_size_bytes
 from vcinr_batch.data.ranged_file import RangedFile
 from vcinr_batch.data.zarr_chunks import CheckedChunks
+from vcinr_batch.data.zarr_listing import zarr_fingerprint
 from vcinr_batch.errors import DamagedSourceError, SourceError, VcinrError
 from vcinr_batch.storage import exists, locate, public_url
 from vcinr_batch.store_retries import ask_store, is_transient, store_error, without_secrets
@@ -66,7 +68,7 @@ def find_store(url: str, storage_options: Mapping[str, Any]) -> StoreFile:
             return StoreFile(url, store_format, _fingerprint(url, storage_options))
     root = url.rstrip("/")
     if any(exists(_inside(root, marker), storage_options=storage_options) for marker in _ZARR_MARKERS):
-        return StoreFile(url, "zarr", _fingerprint(url, storage_options))
+        return StoreFile(url, "zarr", _zarr_fingerprint(url, storage_options))
     if head is None and not exists(url, storage_options=storage_options):
         raise SourceError(f"cannot read {public_url(url)}: no such file")
     if head is None:
@@ -112,7 +114,8 @@ def read_store(file: StoreFile, storage_options: Mapping[str, Any], read: Callab
             if is_transient(error):
                 raise
             raise _read_error(error, file.url) from error
-        _check_unchanged(file, storage_options)
+        if file.format != "zarr":  # of a Zarr store it takes a listing: `check_unchanged` at the end of a job
+            check_unchanged(file, storage_options)
         return result
 
     def ask() -> Result:
@@ -133,6 +136,23 @@ def local_path(file: StoreFile, storage_options: Mapping[str, Any]) -> str:
         SourceError: no such file, or no room for the copy.
     """
     return local_copy(file.url, file.fingerprint, storage_options)
+
+
+def check_unchanged(file: StoreFile, storage_options: Mapping[str, Any]) -> None:
+    """Raise where a store is not the one that was found.
+
+    Format libraries read zeros past the end of a file that was cut while it was open, a chunk that is gone counts as
+    missing values, and elsewhere two versions mix.
+
+    Raises:
+        StoreUnavailableError: the store does not answer.
+        SourceError: it is another one, or gone.
+    """
+    look = _zarr_fingerprint if file.format == "zarr" else _fingerprint
+    if file.fingerprint and look(file.url, storage_options) != file.fingerprint:
+        raise SourceError(
+            f"{public_url(file.url)} was changed or removed while it was being read; run the command again"
+        )
 
 
 def require_extra(module: str, extra: str) -> None:
@@ -212,14 +232,19 @@ def _fingerprint(url: str, storage_options: Mapping[str, Any]) -> str:
     return ask_store(look, url, "look up", storage_options)
 
 
-def _check_unchanged(file: StoreFile, storage_options: Mapping[str, Any]) -> None:
-    """Raise where a file is not the one that was found: format libraries read zeros past the end of a file that was cut
-    while it was open, and a mixture of two versions elsewhere. Of a Zarr store only chunks change, each in one step.
-    """
-    if file.fingerprint and file.format != "zarr" and _fingerprint(file.url, storage_options) != file.fingerprint:
-        raise SourceError(
-            f"{public_url(file.url)} was changed or removed while it was being read; run the command again"
-        )
+def _zarr_fingerprint(url: str, storage_options: Mapping[str, Any]) -> str:
+    """As `_fingerprint`, of metadata and chunks."""
+
+    def look() -> str:
+        fs, path = locate(url, storage_options)
+        try:
+            return zarr_fingerprint(_zarr_store(url, storage_options), fs, path)
+        except Exception as error:  # opening it as a dataset says what is wrong with it
+            if is_transient(error):
+                raise
+            return ""
+
+    return ask_store(look, url, "look up", storage_options)
 
 
 def _opened(file: StoreFile, storage_options: Mapping[str, Any]) -> xarray.Dataset:
@@ -284,18 +309,19 @@ def _open_hdf5(file: StoreFile, storage_options: Mapping[str, Any]) -> xarray.Da
 
 
 def _open_zarr(file: StoreFile, storage_options: Mapping[str, Any]) -> xarray.Dataset:
-    fs, path = locate(file.url, storage_options)
+    store: Any = CheckedChunks(_zarr_store(file.url, storage_options))  # xarray takes any store of Zarr's
+    return xarray.open_dataset(store, engine="zarr", **_DECODING)
+
+
+def _zarr_store(url: str, storage_options: Mapping[str, Any]) -> Store:
+    fs, path = locate(url, storage_options)
     if isinstance(fs, LocalFileSystem):
-        return xarray.open_dataset(_checked(LocalStore(path, read_only=True)), engine="zarr", **_DECODING)
-    store: Any = FsspecStore.from_url(file.url, storage_options=dict(storage_options), read_only=True)
+        return LocalStore(path, read_only=True)
+    store = FsspecStore.from_url(url, storage_options=dict(storage_options), read_only=True)
     if hasattr(store.fs, "retries"):
         # Of one chunk; botocore repeats each request as well. Reading as a whole is repeated by `read_store`.
         store.fs.retries = 2
-    return xarray.open_dataset(_checked(store), engine="zarr", **_DECODING)
-
-
-def _checked(store: Any) -> Any:
-    return CheckedChunks(store)  # xarray takes any store of Zarr's; its annotation does not say so
+    return store
 
 
 def _open_grib(file: StoreFile, storage_options: Mapping[str, Any]) -> xarray.Dataset:
