@@ -2,9 +2,9 @@
 
 import contextlib
 
-from vcinr_batch.archive.manifest import MANIFEST_NAME, Manifest, read_manifest
+from vcinr_batch.archive.manifest import MANIFEST_NAME, Manifest, manifest_data, read_manifest
 from vcinr_batch.errors import ArchiveExistsError, SourceError, VcinrError
-from vcinr_batch.storage import StorageOptions, exists, join_url, list_urls, public_url, remove, write_bytes
+from vcinr_batch.storage import StorageOptions, exists, join_url, list_urls, public_url, read_bytes, remove, write_bytes
 
 # Where an archive's files are; a manifest comes from storage and may name anything inside its folder.
 _FOLDERS = ("parts", "rejected", "models")
@@ -59,6 +59,30 @@ def check_present(output: str, manifest: Manifest, storage_options: StorageOptio
         raise SourceError(
             f"{public_url(output)}: another run removed {missing[0]} meanwhile; run the same command again"
         )
+
+
+def remember_replaced(output: str, manifest: Manifest, place: str, storage_options: StorageOptions) -> frozenset[str]:
+    """Put the manifest that is about to be replaced aside, so that a run which dies right after replacing it can still
+    remove its files.
+
+    Args:
+        output: URL of the archive.
+        manifest: the new one; where it is there already, what was put aside before stays.
+        place: URL of the folder for the old one.
+        storage_options: of the file system.
+
+    Returns:
+        Paths of the files of the archive that is there; none where its manifest is unreadable.
+
+    Raises:
+        SourceError: the place cannot be written.
+    """
+    found = old_files(output, storage_options)
+    if found:
+        data = read_bytes(join_url(output, MANIFEST_NAME), storage_options=storage_options)
+        if data != manifest_data(manifest):
+            write_bytes(join_url(place, MANIFEST_NAME), data, storage_options=storage_options)
+    return found
 
 
 def remove_replaced(output: str, old: frozenset[str], storage_options: StorageOptions) -> None:

@@ -2,13 +2,21 @@
 `shard_engine`.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pipelines.archive_output import check_present, old_files, refuse_existing, remove_replaced, start_archive
+from pipelines.archive_output import (
+    check_present,
+    old_files,
+    refuse_existing,
+    remember_replaced,
+    remove_replaced,
+    start_archive,
+)
 from pipelines.compress_plan import (
     CompressJob,
     CompressPlan,
@@ -20,7 +28,16 @@ from pipelines.compress_plan import (
 from pipelines.compress_progress import CompressProgress, Progress, RunTally
 from pipelines.ray_session import import_ray
 from pipelines.shard_engine import run_shards
-from pipelines.shard_status import finished_results, read_statuses, remove_statuses, run_identity, write_run
+from pipelines.shard_status import (
+    finished_results,
+    has_begun,
+    read_statuses,
+    remove_statuses,
+    replaced_archive,
+    run_identity,
+    write_run,
+)
+from pipelines.shard_work import ShardResult
 from vcinr_batch import __version__
 from vcinr_batch.archive.manifest import (
     MANIFEST_NAME,
@@ -32,12 +49,15 @@ from vcinr_batch.archive.manifest import (
 )
 from vcinr_batch.bundle import find_bundle, load_bundle
 from vcinr_batch.data.samples import RejectedSample
-from vcinr_batch.data.shards import Shard
-from vcinr_batch.errors import ArchiveExistsError, SourceError
-from vcinr_batch.inspection import ArchiveSummary, add_figures, inspect_archive, rate_distortion
+from vcinr_batch.data.shards import Shard, shard_name
+from vcinr_batch.data.sources import check_source_unchanged
+from vcinr_batch.errors import ArchiveExistsError, BitstreamError, SourceError, StoreUnavailableError, VcinrError
+from vcinr_batch.inspection import ArchiveSummary, RowFigures, add_figures, inspect_archive, rate_distortion
 from vcinr_batch.storage import exists, join_url, public_url, read_bytes, size_bytes
 
 __all__ = ["CompressJob", "CompressProgress", "CompressReport", "compress"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,6 +134,7 @@ def _compress(run: _Run) -> ArchiveSummary:
     old = old_files(job.output, options) if job.overwrite else frozenset()
     start_archive(job.output, PurePosixPath(plan.bundle_url).name, run.bundle_data, options)
     _run_shards(run)
+    check_source_unchanged(plan.source)
     results = [result for _, result in sorted(tally.results.items())]
     figures = add_figures(result.figures for result in results)
     if figures.samples == 0:
@@ -124,9 +145,10 @@ def _compress(run: _Run) -> ArchiveSummary:
     manifest = _make_manifest(plan, [result.part for result in results])
     if job.overwrite:
         check_present(job.output, manifest, options)
+    if job.overwrite:
+        old |= remember_replaced(job.output, manifest, replaced_archive(plan, run.identity), options)
     manifest_bytes = _commit(job, manifest)
-    remove_replaced(job.output, old, options)
-    remove_statuses(plan, run.identity)
+    _tidy_up(run, old)
     rate = rate_distortion(figures, manifest, manifest_bytes, len(run.bundle_data))
     bundle = load_bundle(plan.bundle_url, options)
     return ArchiveSummary(public_url(job.output), manifest, bundle, figures, rate)
@@ -139,8 +161,10 @@ def _run_shards(run: _Run) -> None:
     left = [shard for shard in shards if shard.index not in tally.results]
     if not left:
         return
-    write_run(plan, run.identity, shards)
-    with closing(run_shards(plan, left, worker_options(run.job), run.identity)) as outcomes:
+    outcomes = run_shards(
+        plan, left, worker_options(run.job), run.identity, lambda: write_run(plan, run.identity, shards)
+    )
+    with closing(outcomes):
         for outcome in outcomes:
             tally.add(outcome)
     tally.check_complete()
@@ -157,19 +181,57 @@ def _commit(job: CompressJob, manifest: Manifest) -> int:
 
 
 def _clean_up_after(run: _Run) -> ArchiveSummary:
-    """Finish a run whose driver died between writing the manifest and removing the status objects.
+    """Finish a run whose driver died between writing the manifest and removing the last of its objects.
 
     Raises:
         ArchiveExistsError: the archive is not this run's, or nothing was left to be cleaned up.
+        SourceError: the archive has been damaged since, or has more rejected samples than the job allows.
     """
     job, plan, options = run.job, run.plan, run.job.storage_options
     statuses = read_statuses(plan, run.identity)
-    written = read_manifest(job.output, storage_options=options) if statuses else None
-    if written is None or not _is_same(written, _make_manifest(plan, written.parts)):
+    is_ours = bool(statuses) or has_begun(plan, run.identity)
+    written = read_manifest(job.output, storage_options=options) if is_ours else None
+    if written is None or not _is_of(run, written):
         refuse_existing(job.output, options)
-    run.tally.resume(finished_results(plan, run.identity, run.shards))
-    remove_statuses(plan, run.identity)
-    return inspect_archive(job.output, storage_options=options)
+        raise ArchiveExistsError(f"{public_url(job.output)} was removed meanwhile; run the same command again")
+    summary = _inspect(job)
+    _tidy_up(run, frozenset())
+    done = {}
+    for shard, part in zip(run.shards, written.parts, strict=True):
+        status = statuses.get(shard_name(plan.layout, shard))
+        examples = status.rejected_examples if status is not None and status.part == part else ()
+        done[shard.index] = ShardResult(shard.index, part, RowFigures(), examples)
+    run.tally.resume(done, is_committed=True)
+    return summary
+
+
+def _inspect(job: CompressJob) -> ArchiveSummary:
+    try:
+        return inspect_archive(job.output, storage_options=job.storage_options)
+    except StoreUnavailableError:
+        raise
+    except (SourceError, BitstreamError) as error:
+        name = public_url(job.output)
+        raise SourceError(
+            f"the archive at {name} is damaged: {error}; `vcinr repair {name}` redoes its parts"
+        ) from error
+
+
+def _tidy_up(run: _Run, old: frozenset[str]) -> None:
+    """Remove what the archive replaced, then the status objects; the archive is there, whatever becomes of this."""
+    plan, options = run.plan, run.job.storage_options
+    try:
+        old |= old_files(replaced_archive(plan, run.identity), options)
+        remove_replaced(run.job.output, old, options)
+        remove_statuses(plan, run.identity, run.shards)
+    except VcinrError as error:
+        _log.warning("the archive is written, but clearing up behind it failed: %s", error)
+
+
+def _is_of(run: _Run, written: Manifest) -> bool:
+    boxes = [(shard.start, shard.stop) for shard in run.shards]
+    has_shards = [(part.start, part.stop) for part in written.parts] == boxes
+    return has_shards and _is_same(written, _make_manifest(run.plan, written.parts))
 
 
 def _is_same(one: Manifest, other: Manifest) -> bool:

@@ -17,6 +17,7 @@ from vcinr_batch.storage import check_url, join_url
 
 SHARD_TIMEOUT_SECONDS = 3600.0
 """Generous: only what will never end should reach it."""
+MAX_TIMEOUT_SECONDS = 30 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,11 @@ class WorkerOptions:
             raise ConfigError("0 workers run in this process: expected no address and no GPUs")
         if not math.isfinite(self.num_gpus) or self.num_gpus < 0:
             raise ConfigError(f"num_gpus must be 0 or more, got {self.num_gpus}")
-        if not self.shard_timeout_seconds > 0:
-            raise ConfigError(f"shard_timeout must be more than 0 seconds, got {self.shard_timeout_seconds}")
+        if not 0 < self.shard_timeout_seconds <= MAX_TIMEOUT_SECONDS:
+            raise ConfigError(
+                f"shard_timeout must be more than 0 and at most {MAX_TIMEOUT_SECONDS:.0f} seconds (30 days), "
+                f"got {self.shard_timeout_seconds:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def max_rejected(job: CompressJob, samples: int) -> float:
     """
     if job.max_rejected is None:
         return math.inf
-    found = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)%", job.max_rejected.strip())
+    found = re.fullmatch(r"([0-9]{1,18})|([0-9]{1,18}(?:\.[0-9]+)?)%", job.max_rejected.strip())
     if not found or float(found[2] or 0) > 100:
         raise ConfigError(f"max_rejected must be a number or a percentage like 0.5%, got {job.max_rejected!r}")
     return int(found[1]) if found[1] else samples * float(found[2]) / 100

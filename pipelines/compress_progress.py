@@ -47,6 +47,8 @@ class CompressProgress:
 
 Progress = Callable[[CompressProgress], None]
 
+_NO_ARCHIVE = "no archive was written"
+
 
 class RunTally:
     """Counts the outcomes of a run's shards, tells the progress, and ends a run that rejects too much."""
@@ -66,8 +68,12 @@ class RunTally:
         """The first of the rejected samples."""
         return tuple(example for _, example in self._examples)
 
-    def resume(self, results: Mapping[int, ShardResult]) -> None:
+    def resume(self, results: Mapping[int, ShardResult], is_committed: bool = False) -> None:
         """Take over what an earlier run has done.
+
+        Args:
+            results: by index of the shard.
+            is_committed: they are an archive already.
 
         Raises:
             SourceError: more samples were rejected than may be.
@@ -75,6 +81,7 @@ class RunTally:
         for result in results.values():
             self._count(result)
         self._resumed = self._samples
+        self._check_rejected("an earlier run has written the archive, and it stays" if is_committed else _NO_ARCHIVE)
         self.report()
 
     def add(self, outcome: Outcome) -> None:
@@ -88,6 +95,7 @@ class RunTally:
             self.failures.append(outcome)
         else:
             self._count(outcome)
+            self._check_rejected(_NO_ARCHIVE)
         self.report()
 
     def report(self) -> None:
@@ -121,7 +129,7 @@ class RunTally:
         count, total = len(self.failures), len(self.failures) + len(self.results)
         raise SourceError(
             f"{count:,} of {total:,} shards failed, the first is {shard_name(self._plan.layout, first.shard)}: "
-            f"{first.errors[-1]}; no archive was written; the same command does what is missing"
+            f"{first.errors[-1]}; {_NO_ARCHIVE}; the same command does what is missing"
         )
 
     def _count(self, result: ShardResult) -> None:
@@ -132,11 +140,13 @@ class RunTally:
         self._samples += result.part.sample_count
         self.rejected += result.part.rejected
         self._archive_bytes += result.part.bytes + result.part.rejected_bytes
+
+    def _check_rejected(self, ending: str) -> None:
         if self.rejected > self._max_rejected:
             text = "".join(f"; one is {one.key}: {one.reason}" for one in self.examples[:1])
             raise SourceError(
                 f"{self.rejected:,} samples were rejected, and --max-rejected allows {int(self._max_rejected):,} of "
-                f"{self._plan.layout.sample_count:,}{text}; no archive was written"
+                f"{self._plan.layout.sample_count:,}{text}; {ending}"
             )
 
 

@@ -4,6 +4,7 @@ Memory is bounded whatever the size: a process holds one region, and the driver 
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import math
@@ -14,7 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from pipelines.output_place import check_place, check_space, is_zarr, netcdf_place, writing
+from pipelines.output_place import check_place, check_space, is_zarr, netcdf_place, read_marker, writing
 from pipelines.ray_session import ray_session
 from pipelines.ray_tasks import run_on_ray
 from pipelines.restore_netcdf import netcdf_engine, netcdf_variable, read_region
@@ -39,7 +40,7 @@ from pipelines.restore_zarr import (
     store_files,
     write_region,
 )
-from pipelines.zarr_place import finish, zarr_place
+from pipelines.zarr_place import finish, taken_over, zarr_place
 from vcinr_batch.errors import ConfigError, SourceError
 from vcinr_batch.storage import StorageOptions, check_url, exists, public_url, sha256_hex
 
@@ -193,22 +194,36 @@ def _restore_zarr(job: _Restore) -> int:
     metadata = files[f"{variable}/{ROOT_METADATA}"].decode()
     written = 0
     with zarr_place(job.output, job.digest, job.overwrite, options) as place:
-        target = ZarrTarget(job.source, place.store, variable, metadata, job.chunk, place.resumed, options)
+        target = ZarrTarget(
+            job.source, place.store, variable, metadata, job.chunk, place.resumed, place.marker, options
+        )
         with closing(_run(job, write_region, target, ZARR_REGION_VALUES)) as results:
             for result in results:
                 _check_visible(job, target, result)
+                if not result.is_there:
+                    raise taken_over(place)
                 place.has_chunks = True
                 written += result.bytes
                 job.report(result.region)
-        whole = Region((0,) * len(job.shape), job.shape)
-        chunks = (chunk_path(variable, index) for index in region_chunks(whole, job.chunk))
-        return written + finish(place, files, chunks)
+        chunks = functools.partial(_chunk_paths, variable, job)
+        return written + finish(place, files, chunks, written)
+
+
+def _chunk_paths(variable: str, job: _Restore) -> Iterator[tuple[str, ...]]:
+    whole = Region((0,) * len(job.shape), job.shape)
+    return (chunk_path(variable, index) for index in region_chunks(whole, job.chunk))
 
 
 def _check_visible(job: _Restore, target: ZarrTarget, result: WrittenRegion) -> None:
     """Make sure that what a worker wrote is here: a path of its own machine, or its own memory, would lose it."""
-    first = next(iter(region_chunks(result.region, target.chunk)))
-    if job.workers and not exists(target.chunk_url(first), storage_options=target.storage_options):
+    if not job.workers:
+        return
+    if result.is_there:
+        first = next(iter(region_chunks(result.region, target.chunk)))
+        is_seen = exists(target.chunk_url(first), storage_options=target.storage_options)
+    else:  # what this process wrote is not there for the worker
+        is_seen = read_marker(target.store, target.storage_options) != target.marker
+    if not is_seen:
         raise SourceError(
             f"cannot write {public_url(job.output)}: what the workers write there is not seen here; "
             "take a place that all machines share, or --workers 0"

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any
 
+from pipelines.cluster_token import cluster_token
 from pipelines.job_secrets import refuse_credentials
 from vcinr_batch.errors import ConfigError, VcinrError
 
@@ -92,16 +92,13 @@ def _answer_status(address: str) -> int:
 
 
 def _token_headers(status: int) -> dict[str, str]:
-    """Where the dashboard asks for it, the cluster's token from the places that Ray documents, in their order.
+    """Where the dashboard asks for it, the cluster's token.
 
     Ray's client finds it by itself only in processes that were started with RAY_AUTH_MODE=token.
     """
     if status not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return {}
-    token = os.environ.get("RAY_AUTH_TOKEN")
-    if not token:
-        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-        token = path.read_text().strip() if path.is_file() else ""
+    token = cluster_token()
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 

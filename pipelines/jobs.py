@@ -27,6 +27,8 @@ POLL_SECONDS = 0.5
 """Between two questions whether a job has ended."""
 RECONNECTIONS, RECONNECTION_SECONDS = 20, 3.0
 """How often, and after how long each time, a broken log stream is opened again before following is given up."""
+STOP_SECONDS = 60.0
+"""For a job to end; Ray kills it some seconds after it was told to stop."""
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 _EXIT_CODES_OF_FAILURES = (1, 2, 70, 130)
@@ -132,10 +134,21 @@ def job_log(client: Any, submission_id: str) -> str:
 
 
 def stop_job(client: Any, submission_id: str) -> JobReport:
-    """Stop a job and wait until it has ended; one that has ended already stays as it is."""
+    """Stop a job and wait until it has ended; one that has ended already stays as it is.
+
+    Raises:
+        ConfigError: there is no such job.
+        VcinrError: it has not ended after `STOP_SECONDS`, or the dashboard does not answer.
+    """
     with translated_errors(client.get_address(), submission_id):
         client.stop_job(submission_id)
+    deadline = time.monotonic() + STOP_SECONDS
     while not (report := job_report(client, submission_id)).has_ended:
+        if time.monotonic() > deadline:
+            raise VcinrError(
+                f"job {submission_id} is still {report.status} {STOP_SECONDS:.0f} s after it was told to stop; "
+                "see vcinr jobs status"
+            )
         time.sleep(POLL_SECONDS)
     return report
 

@@ -3,15 +3,17 @@
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from vcinr_batch.console import size_text
 from vcinr_batch.errors import ArchiveExistsError, ConfigError, SourceError, VcinrError
 from vcinr_batch.storage import StorageOptions, exists, is_file_url, join_url, locate, public_url, read_bytes
 from vcinr_batch.store_retries import ask_store
@@ -91,7 +93,7 @@ def local_path(output: str, storage_options: StorageOptions) -> Path | None:
 def locked_folder(target: Path, digest: str) -> Iterator[Path]:
     """A folder beside the output, of the same name for the same restore and of one process at a time.
 
-    It stays; `shutil.rmtree` removes it. A folder that a killed run left is taken over.
+    It stays; `remove_folder` removes it. A folder that a killed run left is taken over.
 
     Raises:
         ArchiveExistsError: another process is writing the same output.
@@ -99,15 +101,37 @@ def locked_folder(target: Path, digest: str) -> Iterator[Path]:
     """
     folder = target.parent / f".vcinr-{target.name}-{digest[:12]}"
     with writing(str(target)), contextlib.ExitStack() as stack:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = stack.enter_context(open(folder / "lock", "wb"))
+        lock = None
+        while lock is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # its owner has just removed it
+                lock = _lock(folder / "lock", target)
+        stack.enter_context(lock)
+        kept = stack.pop_all()
+    with kept:
+        yield folder
+
+
+def _lock(path: Path, target: Path) -> IO[bytes] | None:
+    """The file, locked; None where its owner removed it between opening and locking: it would lock nobody out."""
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(open(path, "wb"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ArchiveExistsError(f"another run is writing {target}") from error
-        kept = stack.pop_all()
-    with kept:
-        yield folder
+        if not os.path.samestat(os.fstat(lock.fileno()), os.stat(path)):
+            return None
+        stack.pop_all()
+        return lock
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove what `locked_folder` gave, in one step for others: what they make under its name meanwhile stays."""
+    gone = folder.with_name(f"{folder.name}-{secrets.token_hex(4)}")
+    with contextlib.suppress(OSError):
+        os.rename(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextmanager
@@ -126,7 +150,7 @@ def netcdf_place(output: str, digest: str, overwrite: bool, storage_options: Sto
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vcinr-")))
         else:
             folder = stack.enter_context(locked_folder(target, digest))
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.callback(remove_folder, folder)
         yield folder / "output"
         # Again: decoding may have taken hours.
         check_place(output, overwrite, storage_options)
@@ -161,7 +185,7 @@ def check_space(folder: Path, needed_bytes: int, output: str) -> None:
     if free < needed_bytes:
         raise SourceError(
             f"cannot write {public_url(output)}: No space left on device: "
-            f"it takes {needed_bytes / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free in {folder}"
+            f"it takes {size_text(needed_bytes)}, {size_text(free)} are free in {folder}"
         )
 
 

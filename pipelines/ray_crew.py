@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from pipelines.compress_plan import CompressPlan, WorkerOptions
+from pipelines.ray_session import import_ray
 from pipelines.shard_attempts import Attempt, Outcome, ShardFailure, next_attempt
 from pipelines.shard_worker import ONE_THREAD, ShardWorker
 from vcinr_batch.data.shards import Shard
@@ -27,6 +28,9 @@ SHARDS_ABOARD = 2
 """In a worker at a time: one computes while the next is read, or the one before is written."""
 START_FAILURES = 3
 """Workers that failed to start, without one that did in between."""
+LONGEST_WAIT_SECONDS = 3600.0
+WORKERS_PER_CPU = 4
+"""On this machine: more are a slip, and every one is a process that loads torch."""
 
 
 @dataclass(eq=False)
@@ -51,7 +55,7 @@ class RayCrew:
         plan: CompressPlan,
         shards: Iterable[Shard],
         options: WorkerOptions,
-        identity: str,
+        identity: str | None,
     ) -> None:
         self._ray = ray
         self._queue = deque(Attempt(shard) for shard in shards)
@@ -87,7 +91,8 @@ class RayCrew:
     def wait(self) -> Iterator[Outcome]:
         """Wait until something ends or the next deadline, and see to it."""
         deadlines = [member.since + self._timeout for member in self._members if member.aboard]
-        seconds = max(0.0, min(deadlines) - time.monotonic()) + 0.05 if deadlines else None
+        left = max(0.0, min(deadlines) - time.monotonic()) + 0.05 if deadlines else math.inf
+        seconds = min(left, LONGEST_WAIT_SECONDS)  # the caller asks again; Ray does not take just any number
         done, _ = self._ray.wait(list(self._by_ref), num_returns=1, timeout=seconds)
         for ref in done:
             member = self._by_ref.pop(ref)
@@ -192,6 +197,19 @@ class RayCrew:
         if isinstance(error, exceptions.ActorUnavailableError | exceptions.NodeDiedError):
             return True
         return bool(getattr(error, "preempted", False)) or "node has died" in str(error)
+
+
+def check_count(options: WorkerOptions) -> None:
+    """Refuse more workers than this machine can have; a cluster may grow.
+
+    Raises:
+        ConfigError: more than four per CPU, and no cluster is named.
+    """
+    limit = WORKERS_PER_CPU * (os.cpu_count() or 1)
+    if not options.count or options.count <= limit or options.address or os.environ.get("RAY_ADDRESS"):
+        return
+    if not import_ray().is_initialized():  # in this process: that may be a cluster
+        raise ConfigError(f"{options.count:,} workers: this machine takes at most {limit}, {WORKERS_PER_CPU} per CPU")
 
 
 def _worker_count(ray: ModuleType, options: WorkerOptions) -> int:

@@ -4,17 +4,26 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import chain, repeat
 from types import ModuleType
 from typing import Any
 
+from pipelines.cluster_token import present_token
 from vcinr_batch.errors import ConfigError
 
 OBJECT_STORE_BYTES = 128 << 20
 """Ray's shared memory; only plans and results pass through it, and the default is a third of the machine."""
 CONNECT_SECONDS = 10.0
 """For the head of a cluster to answer at all."""
+
+NOTICE_SECONDS = (10.0, 50.0, 300.0)
+"""Without a start: until the first line that says what is waited for, then until the second, then between lines."""
+
+Notice = Callable[[str], None]
+"""Takes one line for whoever waits."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +58,7 @@ def ray_session(address: str | None, cpus: int) -> Iterator[ModuleType]:
         The module `ray`.
 
     Raises:
-        ConfigError: Ray is not installed, or there is no cluster at the address.
+        ConfigError: Ray is not installed, there is no cluster at the address, or it wants a token that is not here.
     """
     ray = import_ray()
     if ray.is_initialized():
@@ -62,6 +71,58 @@ def ray_session(address: str | None, cpus: int) -> Iterator[ModuleType]:
         ray.shutdown()
 
 
+@contextmanager
+def waits_told(
+    ray: ModuleType, wanted: Mapping[str, float], has_started: Callable[[], bool], notice: Notice | None
+) -> Iterator[None]:
+    """While open, and until the work has started, say now and then what it waits for.
+
+    Ray waits without end and without a word: more machines may be on their way, or there may never be any.
+
+    Args:
+        wanted: of the whole work, by Ray's names of resources, e.g. `{"CPU": 8, "GPU": 2}`.
+        has_started: asked before each line.
+        notice: called with a line, after `NOTICE_SECONDS`; from another thread.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        pauses = chain(NOTICE_SECONDS, repeat(NOTICE_SECONDS[-1]))
+        with suppress(ray.exceptions.RayError, ConnectionError, RuntimeError):  # the work itself will say it
+            for round_, pause in enumerate(pauses):
+                if notice is None or ended.wait(pause) or has_started():
+                    return
+                # At first what is in use may be in use by this very work, whose processes are just starting.
+                free = ray.available_resources() if round_ else wanted
+                if text := _waiting_text(wanted, ray.cluster_resources(), free):
+                    notice(text)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _waiting_text(wanted: Mapping[str, float], total: Mapping[str, float], free: Mapping[str, float]) -> str:
+    """What is not there, or else what others have, cards before CPUs; empty where there is room."""
+    for name, amount in sorted(wanted.items(), reverse=True):
+        if total.get(name, 0) < amount:
+            return f"waiting for {_amount(amount, name)}: the cluster has {total.get(name, 0):g}"
+    for name, amount in sorted(wanted.items(), reverse=True):
+        if free.get(name, 0) < amount:
+            return (
+                f"waiting for {_amount(amount, name)}: {free.get(name, 0):g} of the cluster's {total[name]:g} are free"
+            )
+    return ""
+
+
+def _amount(amount: float, name: str) -> str:
+    return f"{amount:g} {name}{'' if amount == 1 else 's'}"
+
+
 def _connect(ray: ModuleType, address: str, cpus: int) -> None:
     # A library does not phone home unasked, and does not talk to the terminal of those who call it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -70,6 +131,8 @@ def _connect(ray: ModuleType, address: str, cpus: int) -> None:
     options = local if address == "local" else {}
     _send_to_log(ray)
     _check_reachable(address)
+    if address != "local":
+        present_token(ray, address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:

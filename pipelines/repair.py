@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.archive_output import manifest_files, remove_replaced
+from pipelines.archive_output import check_present, manifest_files, old_files, remove_replaced
 from pipelines.compress_plan import CompressPlan, WorkerOptions
 from pipelines.shard_engine import ShardFailure, run_shards
-from pipelines.shard_status import file_sizes, remove_statuses, run_identity
+from pipelines.shard_status import file_sizes, named_files
 from vcinr_batch.archive.manifest import (
     MANIFEST_NAME,
     ArchivePart,
@@ -157,8 +157,10 @@ def _damage(job: RepairJob, path: str, size: int | None, sha256: str) -> str:
     try:
         data = read_bytes(join_url(job.archive, path), storage_options=job.storage_options)
     except SourceError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             return f"{path}: missing"
+        if isinstance(error.__cause__, IsADirectoryError):
+            return f"{path}: a directory, not a file"
         raise
     if size is not None and len(data) != size:
         return f"{path}: {len(data)} bytes, the manifest says {size}"
@@ -187,10 +189,8 @@ def _redo(
     shards = [_shard(place, part) for place, part in enumerate(manifest.parts)]
     place_of = {shards[place].index: place for place in places}
     there = _files_there(job)
-    # Of all shards, not only of the damaged ones: a repair that was killed has the same identity.
-    identity = run_identity(plan, shards)
     redone, failures = dict[int, ArchivePart](), list[ShardFailure]()
-    with closing(run_shards(plan, [shards[place] for place in places], job.workers, identity)) as outcomes:
+    with closing(run_shards(plan, [shards[place] for place in places], job.workers, None)) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, ShardFailure):
                 failures.append(outcome)
@@ -199,9 +199,8 @@ def _redo(
             redone[place] = _in_its_place(job, manifest.parts[place], outcome.part)
             if progress:
                 progress("repair", len(redone), len(places))
-    remove_statuses(plan, identity)
     if not job.accept_changed:
-        _remove_changed(job, manifest, redone, there)
+        _remove_changed(job, redone, there)
     if failures:
         first = manifest.parts[place_of[failures[0].shard.index]].path
         raise SourceError(
@@ -275,11 +274,15 @@ def _files_there(job: RepairJob) -> frozenset[str]:
     )
 
 
-def _remove_changed(
-    job: RepairJob, manifest: Manifest, redone: Mapping[int, ArchivePart], there: frozenset[str]
-) -> None:
-    """Remove the files that this repair has written and no manifest names."""
-    kept = manifest_files(manifest) | there
+def _remove_changed(job: RepairJob, redone: Mapping[int, ArchivePart], there: frozenset[str]) -> None:
+    """Remove the files that this repair has written and nobody names.
+
+    The manifest is read again: another repair may have accepted the very part that this one leaves out.
+    """
+    named = old_files(job.archive, job.storage_options)
+    if not named:
+        return
+    kept = named | there | named_files(job.archive, job.storage_options)
     for part in redone.values():
         for path in (part.path, part.rejected_path):
             if path is not None and path not in kept:
@@ -297,6 +300,7 @@ def _commit(job: RepairJob, manifest: Manifest, manifest_sha256: str, changed: M
         raise ArchiveExistsError(f"another run replaced the archive at {name} meanwhile; run the same command again")
     commit_manifest(renewed, job.archive, overwrite=True, storage_options=options)
     remove_replaced(job.archive, manifest_files(manifest), options)
+    check_present(job.archive, renewed, options)  # another repair that left these parts out may have removed them
 
 
 def _check_changed(job: RepairJob, manifest: Manifest, parts: Sequence[ArchivePart]) -> None:

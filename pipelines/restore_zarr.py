@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.output_place import read_marker
 from pipelines.restore_regions import ArchiveSelection, OpenSelection, Region, decode_region
-from vcinr_batch.storage import exists, join_url, size_bytes, write_bytes
+from vcinr_batch.storage import exists, join_url, read_bytes, size_bytes, write_bytes
 
 ROOT_METADATA = "zarr.json"
 
@@ -33,6 +34,8 @@ class ZarrTarget:
     chunk: tuple[int, ...]
     resumed: bool
     """Whether some chunks may be there already, from a run that was killed."""
+    marker: str
+    """Chunks are written only while the store has this marker; empty where nobody else can write there."""
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def chunk_url(self, index: tuple[int, ...]) -> str:
@@ -46,6 +49,8 @@ class WrittenRegion:
     region: Region
     bytes: int
     """Of its chunks."""
+    is_there: bool = True
+    """False where the store is not this restore's any more, and holds other chunks: then nothing was written."""
 
 
 def write_region(target: ZarrTarget, region: Region) -> WrittenRegion:
@@ -59,11 +64,17 @@ def write_region(target: ZarrTarget, region: Region) -> WrittenRegion:
     options = target.storage_options
     if target.resumed and all(exists(url, storage_options=options) for url in urls.values()):
         return WrittenRegion(region, sum(size_bytes(url, storage_options=options) for url in urls.values()))
-    written = 0
-    for index, data in _encode_chunks(target, region, decode_region(target.source, region)):
-        write_bytes(urls[index], data, storage_options=options)
-        written += len(data)
-    return WrittenRegion(region, written)
+    chunks = {urls[index]: data for index, data in _encode_chunks(target, region, decode_region(target.source, region))}
+    size = sum(map(len, chunks.values()))
+    if target.marker and read_marker(target.store, options) != target.marker:
+        return WrittenRegion(region, size, is_there=all(_holds(url, data, options) for url, data in chunks.items()))
+    for url, data in chunks.items():
+        write_bytes(url, data, storage_options=options)
+    return WrittenRegion(region, size)
+
+
+def _holds(url: str, data: bytes, options: Mapping[str, Any]) -> bool:
+    return exists(url, storage_options=options) and read_bytes(url, storage_options=options) == data
 
 
 def region_chunks(region: Region, chunk: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

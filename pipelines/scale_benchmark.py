@@ -152,10 +152,14 @@ def _figures(step: Step) -> tuple[float, int]:
 
 
 def _made_up_part(plan: CompressPlan, shard: Shard) -> ArchivePart:
-    digest = sha256_hex(str(shard.index).encode())
+    digest = sha256_hex(_made_up_bytes(shard))
     path = f"parts/{shard_name(plan.layout, shard)}-{digest[:12]}.parquet"
     spans = ((4, PART_BYTES),)
     return ArchivePart(path, shard.sample_count, PART_BYTES, digest, shard.index, spans, shard.start, shard.stop)
+
+
+def _made_up_bytes(shard: Shard) -> bytes:
+    return str(shard.index).encode().ljust(PART_BYTES)
 
 
 def _write_statuses(plan: CompressPlan, identity: str, shards: list[Shard], parts: list[ArchivePart]) -> None:
@@ -166,9 +170,9 @@ def _write_statuses(plan: CompressPlan, identity: str, shards: list[Shard], part
 
     def write(shard: Shard) -> None:
         part = parts[shard.index]
-        figures = RowFigures(part.rows, part.rows, 1.0, 1.0, 1.0, 1.0, {3: part.rows})
+        figures = RowFigures(part.rows, part.rows, 1.0, 1.0, part.rows, 1.0, {3: part.rows})
         status = ShardStatus(shard_name(plan.layout, shard), "done", 1, (), part, figures, (), 1.0)
-        write_bytes(join_url(plan.output, part.path), bytes(PART_BYTES), storage_options=plan.storage_options)
+        write_bytes(join_url(plan.output, part.path), _made_up_bytes(shard), storage_options=plan.storage_options)
         write_status(plan, identity, status)
 
     with ThreadPoolExecutor(32) as pool:

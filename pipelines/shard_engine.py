@@ -1,11 +1,11 @@
 """Takes shards to workers until each is done or given up: in this process, or on Ray."""
 
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, suppress
 
 from pipelines.compress_plan import CompressPlan, WorkerOptions
-from pipelines.ray_crew import SHARDS_ABOARD, RayCrew
+from pipelines.ray_crew import SHARDS_ABOARD, RayCrew, check_count
 from pipelines.ray_session import ray_session
 from pipelines.shard_attempts import (
     ATTEMPTS,
@@ -26,7 +26,11 @@ FAILURES_IN_A_ROW = 10
 
 
 def run_shards(
-    plan: CompressPlan, shards: Sequence[Shard], options: WorkerOptions, identity: str
+    plan: CompressPlan,
+    shards: Sequence[Shard],
+    options: WorkerOptions,
+    identity: str | None,
+    on_start: Callable[[], object] = lambda: None,
 ) -> Generator[Outcome, None, None]:
     """Do all shards, whatever becomes of single ones.
 
@@ -36,17 +40,21 @@ def run_shards(
         plan: sent to each worker once.
         shards: in the order in which they are begun.
         options: how many workers, and where.
-        identity: of the run, for the status objects.
+        identity: of the run, for the status objects; None writes none.
+        on_start: called once there are workers to be had, before the first shard is begun.
 
     Yields:
         What became of each shard, in the order in which they end. At most `SHARDS_ABOARD` of a worker are under way.
 
     Raises:
         SourceError: ten shards in a row were given up, or the workers cannot read the bundle.
-        ConfigError: Ray is not installed, or there is no cluster at the address.
+        ConfigError: Ray is not installed, there is no cluster at the address, or these are too many workers for here.
         VcinrError: an error that is not a shard's: the bundle is damaged, for instance.
     """
-    runner = _run_here(plan, shards, identity) if options.count == 0 else _run_on_ray(plan, shards, options, identity)
+    if options.count == 0:
+        runner = _run_here(plan, shards, identity, on_start)
+    else:
+        runner = _run_on_ray(plan, shards, options, identity, on_start)
     failures = list[ShardFailure]()
     with closing(runner):
         for outcome in runner:
@@ -64,28 +72,37 @@ def run_shards(
                 )
 
 
-def _run_here(plan: CompressPlan, shards: Iterable[Shard], identity: str) -> Generator[Outcome, None, None]:
-    worker, queue = (
-        ShardWorker(plan, identity),
-        deque(Attempt(shard) for shard in shards),
-    )
+def _run_here(
+    plan: CompressPlan, shards: Iterable[Shard], identity: str | None, on_start: Callable[[], object]
+) -> Generator[Outcome, None, None]:
+    worker, queue = ShardWorker(plan, identity), deque(Attempt(shard) for shard in shards)
+    on_start()
     while queue:
-        attempt = queue.popleft()
-        try:
-            yield worker.run(attempt)
-        except SourceError as error:
-            following = next_attempt(attempt, error)
-            if isinstance(following, ShardFailure):
-                yield following
-            else:
-                queue.append(following)
+        following = _run_or_next(worker, queue.popleft())
+        if isinstance(following, Attempt):
+            queue.append(following)
+        else:
+            yield following
+
+
+def _run_or_next(worker: ShardWorker, attempt: Attempt) -> Outcome | Attempt:
+    try:
+        return worker.run(attempt)
+    except Exception as error:  # a defect met by one shard is that shard's, here as in a worker on Ray
+        return next_attempt(attempt, error)
 
 
 def _run_on_ray(
-    plan: CompressPlan, shards: Sequence[Shard], options: WorkerOptions, identity: str
+    plan: CompressPlan,
+    shards: Sequence[Shard],
+    options: WorkerOptions,
+    identity: str | None,
+    on_start: Callable[[], object],
 ) -> Generator[Outcome, None, None]:
-    with ray_session(options.address, options.count or 1) as ray:
+    check_count(options)
+    with ray_session(options.address, max(1, min(options.count or 1, len(shards)))) as ray:
         crew = RayCrew(ray, plan, shards, options, identity)
+        on_start()
         try:
             while crew.hand_out():
                 yield from crew.wait()
@@ -94,7 +111,9 @@ def _run_on_ray(
             crew.dismiss()
 
 
-def _write_failure(plan: CompressPlan, identity: str, failure: ShardFailure) -> None:
+def _write_failure(plan: CompressPlan, identity: str | None, failure: ShardFailure) -> None:
+    if identity is None:
+        return
     status = ShardStatus(
         shard_name(plan.layout, failure.shard),
         "failed",

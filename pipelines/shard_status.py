@@ -1,26 +1,40 @@
 """What became of each shard of a running or unfinished job, as small JSON objects beside the parts.
 
 `<archive>/status/<run identity>/run.json` says how many shards there are, `<shard name>.json` beside it what became of
-one of them. They are removed once the manifest is there; what a killed job leaves lets the same command go on. Like all
-that comes from storage they are checked when they are read, and a shard whose object does not read is redone.
+one of them; where an archive is to be replaced, `replaced/` beside them holds its manifest. They are removed once the
+new manifest is there; what a killed job leaves lets the same command go on. Like all that comes from storage they are
+checked when they are read, and a shard whose object does not read, or whose files are not what it says, is redone.
 """
 
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.compress_plan import CompressPlan
 from pipelines.shard_work import ShardResult
 from pipelines.status_json import MAX_STATUS_BYTES, ShardStatus, State, status_from_json, status_to_json
 from vcinr_batch import __version__
-from vcinr_batch.archive.manifest import FORMAT_VERSION, ArchivePart
+from vcinr_batch.archive.manifest import FORMAT_VERSION, MANIFEST_NAME, ArchivePart
 from vcinr_batch.data.layout import layout_to_json
 from vcinr_batch.data.shards import Shard, shard_name
 from vcinr_batch.errors import SourceError, VcinrError
-from vcinr_batch.storage import StorageOptions, join_url, locate, public_url, read_bytes, sha256_hex, write_bytes
+from vcinr_batch.storage import (
+    StorageOptions,
+    exists,
+    join_url,
+    locate,
+    public_url,
+    read_bytes,
+    sha256_hex,
+    write_bytes,
+)
 from vcinr_batch.store_retries import ask_store
 
 __all__ = [
@@ -30,8 +44,11 @@ __all__ = [
     "file_sizes",
     "find_unfinished",
     "finished_results",
+    "has_begun",
+    "named_files",
     "read_statuses",
     "remove_statuses",
+    "replaced_archive",
     "run_identity",
     "write_run",
     "write_status",
@@ -39,8 +56,9 @@ __all__ = [
 
 STATUS_FOLDER = "status"
 RUN_NAME = "run.json"
+REPLACED_FOLDER = "replaced"
 READERS = 32
-"""Status objects read at a time: a store takes tens of milliseconds for each, whatever its size."""
+"""Objects read at a time: a store takes tens of milliseconds for each, whatever its size."""
 
 _IDENTITY = re.compile(r"[0-9a-f]{12}")
 _OBJECT_NAME = re.compile(r"[A-Za-z0-9._~-]+\.json")
@@ -94,6 +112,20 @@ def write_run(plan: CompressPlan, identity: str, shards: Sequence[Shard]) -> Non
     write_bytes(url, json.dumps(content, sort_keys=True).encode(), storage_options=plan.storage_options)
 
 
+def has_begun(plan: CompressPlan, identity: str) -> bool:
+    """Whether a run has left its own object: it is the last one to be removed.
+
+    Raises:
+        SourceError: the store cannot be asked.
+    """
+    return exists(join_url(_folder(plan.output, identity), RUN_NAME), storage_options=plan.storage_options)
+
+
+def replaced_archive(plan: CompressPlan, identity: str) -> str:
+    """URL of the folder for a copy of the manifest that the run is about to replace."""
+    return join_url(_folder(plan.output, identity), REPLACED_FOLDER)
+
+
 def write_status(plan: CompressPlan, identity: str, status: ShardStatus) -> None:
     """Put what became of a shard where the next run looks, in place of what was there.
 
@@ -124,35 +156,44 @@ def read_statuses(plan: CompressPlan, identity: str) -> dict[str, ShardStatus]:
     return found
 
 
-def remove_statuses(plan: CompressPlan, identity: str) -> None:
-    """Remove the status objects of a run and nothing else.
+def remove_statuses(plan: CompressPlan, identity: str, shards: Iterable[Shard]) -> None:
+    """Remove the objects that a run has written and nothing else; its own is the last to go.
+
+    A folder that is a link is somebody else's and stays as it is, and so does a directory with an object's name.
 
     Raises:
         SourceError: one cannot be removed.
     """
-    folder = _folder(plan.output, identity)
+    folder, options = _folder(plan.output, identity), plan.storage_options
+    names = {f"{shard_name(plan.layout, shard)}.json" for shard in shards}
 
     def clear() -> None:
-        fs, path = locate(folder, plan.storage_options)
-        entries = _entries(fs, path)
-        names = [name for name in entries if _OBJECT_NAME.fullmatch(name)]
-        if names:
-            fs.rm([f"{path.rstrip('/')}/{name}" for name in names])
+        fs, path = locate(folder, options)
+        path = path.rstrip("/")
+        if any(_is_link(fs, above) for above in (path, path.rsplit("/", 1)[0])):
+            return
+        there = {name for name, entry in _entries(fs, path).items() if entry["type"] == "file"}
+        _remove_files(fs, [f"{path}/{name}" for name in sorted(names & there)])
+        replaced = f"{path}/{REPLACED_FOLDER}"
+        if not _is_link(fs, replaced) and MANIFEST_NAME in _entries(fs, replaced):
+            _remove_files(fs, [f"{replaced}/{MANIFEST_NAME}"])
+        if RUN_NAME in there:
+            _remove_files(fs, [f"{path}/{RUN_NAME}"])
         fs.invalidate_cache()
-        for left in (path.rstrip("/"), path.rstrip("/").rsplit("/", 1)[0]):
+        for left in (replaced, path, path.rsplit("/", 1)[0]):
             _remove_empty(fs, left)
 
-    ask_store(clear, folder, "remove", plan.storage_options)
+    ask_store(clear, folder, "remove", options)
 
 
 def finished_results(plan: CompressPlan, identity: str, shards: Sequence[Shard]) -> dict[int, ShardResult]:
     """Results of the shards that need not be done again, by shard index.
 
-    Those are done according to their status object, and their part and rejected table are there with the right size:
-    one listing of each folder, no file is read. Their content is what `vcinr verify` looks at.
+    Those are done according to their status object, and their part and rejected table have the right size and SHA-256:
+    one listing of each folder, then every such file is read.
 
     Raises:
-        SourceError: a folder cannot be listed.
+        SourceError: a folder cannot be listed, or a file that is there cannot be read.
     """
     statuses = read_statuses(plan, identity)
     if not any(status.state == "done" for status in statuses.values()):
@@ -170,7 +211,26 @@ def finished_results(plan: CompressPlan, identity: str, shards: Sequence[Shard])
         box = (status.part.start, status.part.stop)
         if box == (shard.start, shard.stop) and is_present(status.part, sizes):
             found[shard.index] = ShardResult(shard.index, status.part, status.figures, status.rejected_examples)
-    return found
+    with ThreadPoolExecutor(READERS) as pool:
+        whole = pool.map(lambda result: _is_whole(plan, result.part), found.values())
+        return {index: result for (index, result), is_whole in zip(found.items(), whole, strict=True) if is_whole}
+
+
+def named_files(url: str, storage_options: StorageOptions = None) -> frozenset[str]:
+    """Paths that any status object of any unfinished run at the place of an archive names, relative to it.
+
+    Raises:
+        SourceError: the place cannot be listed.
+    """
+    found = set[str]()
+    for identity in _identities(url, storage_options):
+        for data in _read_objects(_folder(url, identity), storage_options).values():
+            part = _parsed(data).get("part")
+            table = part.get("rejected") if isinstance(part, dict) else None
+            found |= {
+                str(content["path"]) for content in (part, table) if isinstance(content, dict) and "path" in content
+            }
+    return frozenset(found)
 
 
 def find_unfinished(url: str, storage_options: StorageOptions = None) -> UnfinishedRun | None:
@@ -204,6 +264,22 @@ def file_sizes(folder: str, storage_options: StorageOptions) -> dict[str, int]:
     """
     entries = _list(folder, storage_options)
     return {name: int(entry["size"] or 0) for name, entry in entries.items() if entry["type"] == "file"}
+
+
+def _is_whole(plan: CompressPlan, part: ArchivePart) -> bool:
+    """Whether the bytes of a part and its rejected table are those that its status says."""
+    for path, sha256 in ((part.path, part.sha256), (part.rejected_path, part.rejected_sha256)):
+        if path is None:
+            continue
+        try:
+            data = read_bytes(join_url(plan.output, path), storage_options=plan.storage_options)
+        except SourceError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return False
+            raise
+        if sha256_hex(data) != sha256:
+            return False
+    return True
 
 
 def _folder(output: str, identity: str) -> str:
@@ -253,6 +329,21 @@ def _parsed(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _is_link(fs: Any, folder: str) -> bool:
+    return isinstance(fs, LocalFileSystem) and os.path.islink(folder)
+
+
+def _remove_files(fs: Any, paths: list[str]) -> None:
+    """Many at a time where the store can; what is gone already (another driver of the same run) is fine."""
+    if isinstance(fs, LocalFileSystem):
+        for path in paths:
+            with suppress(FileNotFoundError):
+                fs.rm_file(path)
+    elif paths:
+        with suppress(FileNotFoundError):
+            fs.rm(paths)
 
 
 def _remove_empty(fs: Any, folder: str) -> None:

@@ -37,7 +37,7 @@ ONE_THREAD: Mapping[str, str] = dict.fromkeys(_THREAD_COUNTS, "1")
 class ShardWorker:
     """Safe to call from several threads: one reads, one computes and one writes at a time."""
 
-    def __init__(self, plan: CompressPlan, identity: str) -> None:
+    def __init__(self, plan: CompressPlan, identity: str | None) -> None:
         self._plan = plan
         self._identity = identity
         self._reading = threading.Lock()
@@ -52,7 +52,7 @@ class ShardWorker:
         open_bundle_once(self._plan)
 
     def run(self, attempt: Attempt) -> ShardResult:
-        """Do a shard, then write its status.
+        """Do a shard, then write its status, unless the run has no identity.
 
         Raises:
             SourceError: the source cannot be read, or the part or the status cannot be written.
@@ -67,7 +67,8 @@ class ShardWorker:
         del read  # its values are the largest thing here
         result = write_shard(self._plan, compressed)
         result = replace(result, attempts=attempt.number, seconds=time.monotonic() - started)
-        write_status(self._plan, self._identity, self._status(attempt, result))
+        if self._identity is not None:
+            write_status(self._plan, self._identity, self._status(attempt, result))
         return result
 
     def _status(self, attempt: Attempt, result: ShardResult) -> ShardStatus:

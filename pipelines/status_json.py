@@ -25,8 +25,12 @@ _STATES = ("running", "done", "failed")
 _MAX_ERRORS = 16
 _MAX_TEXT = 500
 _MAX_EXAMPLES = 64
-_PART_PATH = re.compile(r"([a-z]+)/(.+)-[0-9a-f]{12}\.parquet")
+_PART_PATH = re.compile(r"([a-z]+)/(.+)-([0-9a-f]{12})\.parquet")
 _LEVELS = {str(level) for level in range(256)}
+_ROUNDED_UP = 1.05
+"""Recorded errors are rounded up by up to 0.8 %, each for itself."""
+_LARGEST_DB = 1e4
+"""Of a sample; the quotient of any two float32 values is far below."""
 _SECRET_NAME = re.compile(r"key|secret|token|password|credential|user", re.IGNORECASE)
 
 
@@ -105,6 +109,7 @@ def _parse(content: Any, layout: Layout) -> ShardStatus:
         _check_part(part, shard, layout)
         if figures is None or figures.samples != part.rows or len(examples) > part.rejected:
             raise CorruptBitstreamError("the figures are not the part's")
+        _check_figures(figures, layout)
     return ShardStatus(
         shard=shard,
         state=state,
@@ -121,11 +126,26 @@ def _check_part(part: ArchivePart, shard: str, layout: Layout) -> None:
     boxes = zip(part.start, part.stop, layout.block_counts, strict=True)
     if not all(0 <= start < stop <= count for start, stop, count in boxes):
         raise CorruptBitstreamError("the part is not within the layout")
-    tables = [(part.path, "parts")] + ([(part.rejected_path, "rejected")] if part.rejected_path else [])
-    for path, folder in tables:
+    tables = [("parts", part.path, part.sha256)]
+    if part.rejected_path is not None:
+        tables.append(("rejected", part.rejected_path, part.rejected_sha256 or ""))
+    for folder, path, sha256 in tables:
         found = _PART_PATH.fullmatch(path)
-        if found is None or found.groups() != (folder, shard):
-            raise CorruptBitstreamError(f"{path[:120]!r} is no file of {shard[:80]!r}")
+        if found is None or found.groups() != (folder, shard, sha256[:12]):
+            raise CorruptBitstreamError(f"{path[:120]!r} is no file of {shard[:80]!r}, or of another content")
+
+
+def _check_figures(figures: RowFigures, layout: Layout) -> None:
+    """Whether these can be the sums over any rows of that layout; only reading the rows would tell more."""
+    samples, values, worst = figures.samples, figures.values, figures.max_error
+    adds_up = samples <= values <= samples * layout.points_per_sample * layout.channels
+    # Neither may overflow: both are numbers that anyone may have written.
+    fits = worst <= _ROUNDED_UP * math.sqrt(figures.squared_error)
+    fits = fits and math.sqrt(figures.squared_error) <= _ROUNDED_UP * math.sqrt(values) * worst
+    lowest, total = figures.lowest_psnr_db * samples if samples else 0.0, figures.psnr_db
+    is_sum = total >= lowest - 1e-6 * abs(lowest) if math.isfinite(lowest) else total == lowest
+    if not adds_up or not fits or not is_sum or (math.isfinite(total) and abs(total) > _LARGEST_DB * samples):
+        raise CorruptBitstreamError("the figures contradict each other")
 
 
 def _example(content: Any, layout: Layout, part: ArchivePart | None) -> RejectedSample:

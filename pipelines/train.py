@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from pipelines.ray_session import ray_session
-from pipelines.train_worker import ProgressBoard, TrainJob, TrainOutcome, train_bundle_of, train_in_group
+from pipelines.ray_session import Notice, ray_session, waits_told
+from pipelines.train_worker import LOG_FOLDER, ProgressBoard, TrainJob, TrainOutcome, train_bundle_of, train_in_group
 from vcinr_batch.config import RunConfig
 from vcinr_batch.errors import ConfigError, VcinrError
 from vcinr_batch.storage import StorageOptions, check_url, join_url
 from vcinr_batch.training.bundle_training import Progress
 
-CHECKPOINT_NAME = "checkpoint.safetensors"
 WORKER_FAILURES = 3
 """How often Ray Train starts the workers again after one was lost; preempted nodes do not count."""
 # Long, since all workers wait while the first one starts the linear term; a dead worker is Ray's to notice.
@@ -57,6 +56,8 @@ class TrainReport:
     validation_psnr_db: float
     """Of the fitted validation samples, before quantisation."""
     seconds: float
+    log_url: str
+    """Of the directory with `metrics.jsonl` and `tensorboard/`."""
     report: Mapping[str, Any]
     """As in the bundle."""
 
@@ -69,20 +70,23 @@ def train(
     progress: Progress | None = None,
     storage_options: StorageOptions = None,
     workers: TrainWorkers | None = None,
+    notice: Notice | None = None,
 ) -> TrainReport:
     """Train a bundle and write it to `<output>/<sha256>.safetensors`.
 
-    What is measured on the way goes to `<output>/training/`: `metrics.jsonl` and `tensorboard/`. A run that was killed
-    goes on from its checkpoint when the same call is made again; the checkpoint is removed at the end.
+    What is measured on the way goes to `<output>/training/<run>/`: `metrics.jsonl` and `tensorboard/`. A run that was
+    killed goes on from its checkpoint when the same call is made again; the checkpoint is removed at the end. `<run>`
+    is a digest of configuration and source files: different trainings in one output do not meet.
 
     Args:
         config: the whole run.
         sources: URLs and patterns of the training data.
         output: URL of a directory.
-        checkpoint: URL; `<output>/checkpoint.safetensors` by default.
+        checkpoint: URL; `<output>/checkpoint-<run>.safetensors` by default.
         progress: called with stage, step, steps and figures; with workers from another thread.
         storage_options: of the file systems of the sources and the output.
         workers: who trains; this process alone by default. Their number changes the rounding of the result only.
+        notice: called with one line when workers wait for room on a cluster, now and then; from another thread.
 
     Raises:
         VcinrError: as `open_fields` and `train_bundle`, the output cannot be written, or workers were lost again and
@@ -97,10 +101,12 @@ def train(
         config,
         tuple(_absolute(url) for url in sources) if workers and workers.count else tuple(sources),
         output,
-        checkpoint or join_url(output, CHECKPOINT_NAME),
+        checkpoint,
         storage_options,
     )
-    outcome = _train_on_ray(job, workers, progress) if workers and workers.count else train_bundle_of(job, progress)
+    outcome = (
+        _train_on_ray(job, workers, progress, notice) if workers and workers.count else train_bundle_of(job, progress)
+    )
     assert outcome is not None  # of the first worker, or of the only one
     return TrainReport(
         bundle_url=join_url(output, outcome.bundle_url.rsplit("/", 1)[-1]),
@@ -108,17 +114,24 @@ def train(
         bundle_bytes=outcome.bundle_bytes,
         validation_psnr_db=float(outcome.report["meta_learning"]["best_psnr_db"]),
         seconds=time.monotonic() - started,
+        log_url=join_url(output, LOG_FOLDER, outcome.log_url.rsplit("/", 1)[-1]),
         report=outcome.report,
     )
 
 
-def _train_on_ray(job: TrainJob, workers: TrainWorkers, progress: Progress | None) -> TrainOutcome:
+def _train_on_ray(
+    job: TrainJob, workers: TrainWorkers, progress: Progress | None, notice: Notice | None
+) -> TrainOutcome:
     # Ray before 2.51 has both of its trainers and takes the older one unless told otherwise.
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     with ray_session(workers.address, workers.count * workers.cpus) as ray:
         _check_cards(ray, workers)
         board = ray.remote(num_cpus=0)(ProgressBoard).remote()
-        with _shown(ray, board, progress):
+        wanted = {name: amount * workers.count for name, amount in _worker_resources(workers).items()}
+        with (
+            _shown(ray, board, progress),
+            waits_told(ray, wanted, lambda: ray.get(board.has_started.remote()), notice),
+        ):
             _fit(ray, job, workers, board)
         result = ray.get(board.result.remote())
     if isinstance(result, VcinrError):
@@ -135,15 +148,18 @@ def _fit(ray: ModuleType, job: TrainJob, workers: TrainWorkers, board: Any) -> N
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     job = TrainJob(
-        job.config, job.sources, _absolute(job.output), _absolute(job.checkpoint), job.storage_options
+        job.config,
+        job.sources,
+        _absolute(job.output),
+        _absolute(job.checkpoint) if job.checkpoint else None,
+        job.storage_options,
     )  # Ray Train gives every worker a working directory of its own
-    resources = {"CPU": workers.cpus} | ({"GPU": 1} if workers.use_gpu else {})
     with tempfile.TemporaryDirectory(prefix="vcinr-ray-train-", ignore_cleanup_errors=True) as storage:
         trainer = TorchTrainer(
             # A closure, not train_loop_config, which Ray shows on its dashboard: storage options may hold credentials.
             lambda: train_in_group(job, board, workers.cpus),
             scaling_config=ScalingConfig(
-                num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=resources
+                num_workers=workers.count, use_gpu=workers.use_gpu, resources_per_worker=_worker_resources(workers)
             ),
             # Ray's storage holds nothing: our own checkpoint is the one that counts, and needs no pickle.
             run_config=RunConfig(storage_path=storage, failure_config=FailureConfig(max_failures=WORKER_FAILURES)),
@@ -204,6 +220,10 @@ def _our_error(error: Exception) -> VcinrError:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     reason = lines[-1].strip() if lines else type(error).__name__
     return VcinrError(f"training workers failed {WORKER_FAILURES + 1} times ({reason}); run the same command again")
+
+
+def _worker_resources(workers: TrainWorkers) -> dict[str, float]:
+    return {"CPU": float(workers.cpus)} | ({"GPU": 1.0} if workers.use_gpu else {})
 
 
 def _check_cards(ray: ModuleType, workers: TrainWorkers) -> None:

@@ -1,5 +1,7 @@
 """What one training worker does, alone in this process or as one of a group that Ray Train has started."""
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,14 +10,15 @@ import torch
 
 from vcinr_batch.bundle import save_bundle
 from vcinr_batch.config import RunConfig
-from vcinr_batch.data.sources import open_fields
+from vcinr_batch.data.sources import FieldSource, open_fields
 from vcinr_batch.errors import StoreUnavailableError, VcinrError
-from vcinr_batch.storage import StorageOptions, exists, join_url, remove, write_bytes
+from vcinr_batch.storage import StorageOptions, exists, join_url, public_url, remove, sha256_hex, write_bytes
 from vcinr_batch.training.bundle_training import Progress, train_codec_of, train_network
 from vcinr_batch.training.metrics_log import MetricsLog
 from vcinr_batch.training.worker_group import ALONE, WorkerGroup, current_group, on_every, on_first
 
-LOG_FOLDER = "training"
+LOG_FOLDER, CHECKPOINT_NAME = "training", "checkpoint-{}.safetensors"
+"""The names of two trainings in one output differ: each goes on from its own checkpoint and has its own log."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class TrainJob:
     config: RunConfig
     sources: tuple[str, ...]
     output: str
-    """URL of a directory for the bundle; the log of what was measured goes to `training/` in it."""
-    checkpoint: str
-    """URL; removed at the end."""
+    """URL of a directory for the bundle; the log of what was measured goes to `training/<run>/` in it."""
+    checkpoint: str | None = None
+    """URL; `checkpoint-<run>.safetensors` in the output by default. Removed at the end."""
     storage_options: StorageOptions = field(default=None, repr=False)
     """Of the file systems of all of them. May hold credentials: never shown."""
 
@@ -39,6 +42,8 @@ class TrainOutcome:
     bundle_url: str
     bundle_sha256: str
     bundle_bytes: int
+    log_url: str
+    """Of the directory with what was measured."""
     report: Mapping[str, Any]
     """As in the bundle."""
 
@@ -49,6 +54,15 @@ class ProgressBoard:
     def __init__(self) -> None:
         self._events: list[tuple[Any, ...]] = []
         self._result: TrainOutcome | VcinrError | None = None
+        self._has_started = False
+
+    def start(self) -> None:
+        """Say that the workers are there."""
+        self._has_started = True
+
+    def has_started(self) -> bool:
+        """Whether they ever were."""
+        return self._has_started
 
     def post(self, *event: Any) -> None:
         """Arguments of a `Progress`."""
@@ -66,6 +80,17 @@ class ProgressBoard:
     def result(self) -> TrainOutcome | VcinrError | None:
         """None while nobody has finished."""
         return self._result
+
+
+def run_identity(config: RunConfig, source: FieldSource) -> str:
+    """12 hexadecimal digits, the same for two trainings of the same configuration on the same files.
+
+    They depend on what the store says of the files (size and time of change, ETag), so no data is read for them; not on
+    the workers, credentials or the output.
+    """
+    files = [[_place(file.url), file.fingerprint, file.format] for file in source.files]
+    content = {"config": config.model_dump(mode="json"), "files": files}
+    return sha256_hex(json.dumps(content, sort_keys=True).encode())[:12]
 
 
 def train_bundle_of(
@@ -88,19 +113,23 @@ def train_bundle_of(
     """
     source = on_every(group, lambda: open_fields(job.sources, job.config.source, job.storage_options))
     on_first(group, lambda: _check_writable(job.output, job.storage_options))
+    # The first worker's: a shared file system need not show the same times everywhere.
+    identity = on_first(group, lambda: run_identity(job.config, source))
+    checkpoint = job.checkpoint or join_url(job.output, CHECKPOINT_NAME.format(identity))
+    log_url = join_url(job.output, LOG_FOLDER, identity)
     logs: list[MetricsLog] = []
 
     def record(stage: str, step: int, steps: int, figures: dict[str, float]) -> None:
         # Opened with the first record: by then a checkpoint of another run has been refused.
         if not logs:
-            logs.append(MetricsLog(join_url(job.output, LOG_FOLDER), job.storage_options, resumes))
+            logs.append(MetricsLog(log_url, job.storage_options, resumes))
         logs[0].record(stage, step, steps, figures)
         if progress:
             progress(stage, step, steps, figures)
 
-    resumes = on_first(group, lambda: exists(job.checkpoint, storage_options=job.storage_options))
+    resumes = on_first(group, lambda: exists(checkpoint, storage_options=job.storage_options))
     try:
-        trained = train_network(source, job.config, job.checkpoint, record, job.storage_options, group, device)
+        trained = train_network(source, job.config, checkpoint, record, job.storage_options, group, device)
         if group.rank:
             return None
         bundle, data = train_codec_of(trained, job.config, record)
@@ -108,8 +137,8 @@ def train_bundle_of(
         for log in logs:
             log.close()
     url = save_bundle(data, job.output, job.storage_options)
-    remove(job.checkpoint, storage_options=job.storage_options)
-    return TrainOutcome(url, bundle.sha256, len(data), bundle.report)
+    remove(checkpoint, storage_options=job.storage_options)
+    return TrainOutcome(url, bundle.sha256, len(data), log_url, bundle.report)
 
 
 def train_in_group(job: TrainJob, board: Any, threads: int) -> None:
@@ -128,6 +157,8 @@ def train_in_group(job: TrainJob, board: Any, threads: int) -> None:
     torch.set_num_threads(threads)
     group = current_group()
 
+    board.start.remote()
+
     def post(*event: Any) -> None:
         board.post.remote(*event)
 
@@ -140,6 +171,11 @@ def train_in_group(job: TrainJob, board: Any, threads: int) -> None:
         result = error
     if result is not None and group.rank == 0:
         ray.get(board.finish.remote(result))
+
+
+def _place(url: str) -> str:
+    """The URL without credentials, or the path whatever the working directory is."""
+    return public_url(url) if "://" in url or "::" in url else os.path.abspath(url)
 
 
 def _check_writable(output: str, storage_options: StorageOptions) -> None:

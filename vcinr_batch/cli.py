@@ -111,7 +111,7 @@ def train(
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Default: checkpoint.safetensors in the output; removed at the end."),
+        typer.Option(metavar="URL", help="Default: checkpoint-RUN.safetensors in the output; removed at the end."),
     ] = None,
     num_workers: Annotated[
         int, typer.Option(help="Ray Train workers that share every batch; 0 trains in this process without Ray.")
@@ -133,6 +133,12 @@ def train(
     from vcinr_batch.config import load_config
     from vcinr_batch.console import ProgressDisplay, print_json, print_pairs, size_text
 
+    def show_notice(text: str) -> None:
+        if as_json:
+            print_json({"event": "waiting", "message": text})
+        else:
+            print(f"vcinr: {text}", file=sys.stderr, flush=True)
+
     settings = [*(settings or ()), *([f"meta_learning.precision={precision}"] if precision else [])]
     run_config = load_config(config, settings)
     changes: dict[str, Any] = {"select": {**run_config.source.select, **_parse_select(select)}}
@@ -147,6 +153,7 @@ def train(
             lambda stage, step, steps, figures: display.show(stage, step, steps, figures, _figures_text(figures)),
             _parse_storage_options(storage_options),
             training.TrainWorkers(num_workers, use_gpu, cpus_per_worker, address),
+            show_notice,
         )
     if as_json:
         print_json({"event": "done", **vars(report)})
@@ -156,6 +163,7 @@ def train(
             ("bundle", report.bundle_url),
             ("size", size_text(report.bundle_bytes)),
             ("PSNR", f"{report.validation_psnr_db:.2f} dB on the validation samples, before quantisation"),
+            *([("log", report.log_url)] if run_config.meta_learning.steps else []),
             ("time", f"{report.seconds:.1f} s"),
         ]
     )
@@ -180,7 +188,10 @@ def compress(
     ] = None,
     num_gpus: Annotated[float, typer.Option(help="GPUs reserved for each worker.")] = 0.0,
     shard_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="A worker that takes longer for a shard is replaced.")
+        float,
+        typer.Option(
+            metavar="SECONDS", help="A worker that takes longer for a shard is replaced; of no effect with --workers 0."
+        ),
     ] = 3600.0,
     max_rejected: Annotated[
         str | None,

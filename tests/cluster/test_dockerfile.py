@@ -63,6 +63,14 @@ def test_it_installs_extras_that_exist_and_the_ones_a_cluster_needs() -> None:
     assert set(extras.split(",")) <= set(declared)
 
 
+def test_the_head_can_start_machines_with_the_boto3_that_is_tested() -> None:
+    """Ray's AWS autoscaler imports it; the bound is the one of the development tools."""
+    development = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["dev"]
+    (boto3,) = [requirement for requirement in development if requirement.startswith("boto3")]
+    assert f'"{boto3}"' in " ".join(of("RUN"))
+    assert boto3 in (ROOT / "cluster" / "README.md").read_text()
+
+
 def test_the_compiler_and_the_package_lists_stay_out_of_the_image() -> None:
     last_stage = INSTRUCTIONS[max(index for index, (name, _) in enumerate(INSTRUCTIONS) if name == "FROM") :]
     assert "build-essential" not in " ".join(arguments for _, arguments in last_stage)

@@ -75,3 +75,12 @@ def test_the_dashboard_is_for_those_with_the_token_and_the_tunnel(config: dict[s
     assert "--dashboard-host=127.0.0.1" in start
     assert "--env RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     assert config["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
+
+
+def test_every_machine_has_a_named_role_and_it_is_said_what_the_head_must_be_allowed(config: dict[str, Any]) -> None:
+    """Ray's own role for the head may pass no other role to the workers."""
+    types = config["available_node_types"]
+    profiles = {name: node["node_config"]["IamInstanceProfile"]["Name"] for name, node in types.items()}
+    assert profiles == {"head": "vcinr-head", "cpu": "vcinr-worker", "gpu": "vcinr-worker"}
+    readme = (CLUSTER / "README.md").read_text()
+    assert all(word in readme for word in ("vcinr-head", "vcinr-worker", "iam:PassRole", "ec2:RunInstances"))

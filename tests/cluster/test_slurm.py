@@ -11,10 +11,13 @@ import pytest
 
 SBATCH = Path(__file__).parents[2] / "cluster" / "slurm" / "compress.sbatch"
 STAND_INS = {
-    "srun": "exec sleep 60",
+    "srun": 'echo "$@" > step; exec sleep 60',
     "ray": "exit 0",
     "scontrol": '[ "$1" = show ] && { printf "node-%d\\n" $(seq 7 9999); exit 0; }; echo "$@" >> requeued',
-    "vcinr": 'echo "$@" > called; [ -z "$SLOW" ] || { touch started; exec sleep 60; }; exit 1',
+    "vcinr": (
+        "until [ -s step ]; do sleep 0.02; done; "
+        'echo "$@" > called; [ -z "$SLOW" ] || { touch started; exec sleep 60; }; exit 1'
+    ),
 }
 SLURM = {
     "SLURM_JOB_ID": "1234567",
@@ -48,6 +51,9 @@ def test_the_driver_gets_all_cpus_and_its_exit_code_is_the_job_s(environment: di
         f"--address node-7:{20000 + 1234567 % 20000} --json --quality 2"
     )
     assert not (tmp_path / "requeued").exists()
+    # Slurm gives a step one CPU unless it is told.
+    options = (tmp_path / "step").read_text().split(" bash ")[0].split()
+    assert {"--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=16"} <= set(options)
 
 
 def test_shortly_before_its_time_is_up_it_is_queued_again(environment: dict[str, str], tmp_path: Path) -> None:

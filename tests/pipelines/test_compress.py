@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import xarray
 
-from pipelines import shard_work, shard_worker
+from pipelines import compress as compress_module
+from pipelines import shard_engine, shard_work, shard_worker
 from pipelines.archive_output import remove_replaced
 from pipelines.compress import CompressJob, CompressProgress, compress
 from pipelines.compress_plan import plan_compression
@@ -300,29 +301,171 @@ def test_with_more_rejected_samples_than_allowed_there_is_no_archive(
     assert ("manifest.json.gz" in files_below(job.output)) != is_too_many
 
 
-@pytest.mark.parametrize("limit", ["", "-1", "many", "101%", "1e3"])
+@pytest.mark.parametrize("limit", ["", "-1", "many", "101%", "1e3", "٣", "٣%", "5 %", "9" * 5000])
 def test_a_limit_of_rejected_samples_that_makes_no_sense_is_refused(job: CompressJob, limit: str) -> None:
     with pytest.raises(ConfigError, match="max_rejected must be a number or a percentage"):
         replace(job, max_rejected=limit)
 
 
-def test_of_a_source_that_is_cut_off_while_it_is_read_no_sample_is_lost_silently(
-    job: CompressJob, fields: xarray.Dataset, tmp_path: Path
+def _killed_after_commit(job: CompressJob, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The driver dies before it tidies up; the folder of the run's objects."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr(compress_module, "_tidy_up", die)
+        with pytest.raises(KeyboardInterrupt):
+            compress(job)
+    (folder,) = (Path(job.output) / "status").iterdir()
+    return folder
+
+
+@pytest.mark.parametrize("is_left", [lambda _: True, lambda name: name == "run.json"], ids=["all", "the run's own"])
+def test_what_a_driver_had_no_time_to_tidy_up_the_same_command_tidies_up(
+    job: CompressJob, archive_path: Path, is_left: Callable[[str], bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = tmp_path / "cut.zarr"
+    for path in _killed_after_commit(job, monkeypatch).iterdir():
+        if not is_left(path.name):
+            path.unlink()
+    report = compress(job)
+    assert (report.last.samples, report.summary.figures.samples) == (40, 40)
+    assert files_below(job.output) == files_below(archive_path)
+    assert not (Path(job.output) / "status").exists()
+    with pytest.raises(ArchiveExistsError):
+        compress(job)
+
+
+def test_a_limit_of_rejected_samples_that_comes_too_late_says_that_the_archive_stays(
+    job: CompressJob, spoilt_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoilt = replace(job, sources=(str(spoilt_source),))
+    _killed_after_commit(spoilt, monkeypatch)
+    with pytest.raises(SourceError, match=r"allows 1 of 40; one is t2m.*; an earlier run has written the archive"):
+        compress(replace(spoilt, max_rejected="1"))
+    assert verify_archive(job.output).is_good
+    assert not (Path(job.output) / "status").exists()
+
+
+def test_an_archive_that_was_damaged_before_it_was_tidied_up_is_a_case_for_repair(
+    job: CompressJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _killed_after_commit(job, monkeypatch)
+    min((Path(job.output) / "parts").iterdir()).unlink()
+    with pytest.raises(SourceError, match=r"is damaged: .*parts/t2m-00000000.*vcinr repair"):
+        compress(job)
+    assert (Path(job.output) / "status").exists()
+
+
+def test_the_status_of_other_shards_does_not_make_an_archive_this_run_s(job: CompressJob) -> None:
+    compress(job)
+
+    def stop(_: CompressProgress) -> None:
+        raise KeyboardInterrupt
+
+    other = replace(job, shard_samples=20)
+    with pytest.raises(KeyboardInterrupt):
+        compress(replace(other, overwrite=True), stop)
+    with pytest.raises(ArchiveExistsError):
+        compress(other)
+
+
+def test_an_overwriting_run_that_was_killed_after_replacing_removes_the_old_parts_next_time(
+    job: CompressJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = replace(job, request=QualityRequest(level=0), overwrite=True)
+    compress(replace(new, output=str(tmp_path / "alone")))
+    for again in (new, replace(new, overwrite=False)):
+        shutil.rmtree(job.output, ignore_errors=True)
+        compress(job)
+        _killed_after_commit(new, monkeypatch)
+        assert len(list((Path(job.output) / "parts").iterdir())) == 8
+        compress(again)
+        assert files_below(job.output) == files_below(tmp_path / "alone")
+
+
+def test_an_archive_that_is_written_counts_though_tidying_up_fails(
+    job: CompressJob, archive_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise SourceError("cannot remove status: 403")
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(compress_module, "remove_statuses", refuse)
+        assert compress(job).summary.figures.samples == 40
+    assert "cannot remove status: 403" in caplog.text
+    compress(job)
+    assert files_below(job.output) == files_below(archive_path)
+
+
+def test_a_directory_among_the_status_objects_is_left_and_is_no_failure(
+    job: CompressJob, archive_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interfere(_: CompressProgress) -> None:
+        (folder,) = (Path(job.output) / "status").iterdir()
+        (folder / "zz.json").mkdir(exist_ok=True)
+
+    compress(job, lambda progress: interfere(progress) if progress.samples else None)
+    assert files_below(job.output) == files_below(archive_path)
+    assert caplog.text == ""
+
+
+def test_a_ray_that_does_not_start_leaves_no_status(job: CompressJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+
+    def refuse(*_: object) -> None:
+        raise ConfigError("no Ray at local")
+
+    monkeypatch.setattr(shard_engine, "ray_session", refuse)
+    with pytest.raises(ConfigError, match="no Ray"):
+        compress(replace(job, workers=2))
+    assert not (Path(job.output) / "status").exists()
+
+
+@pytest.fixture
+def chunked(fields: xarray.Dataset, tmp_path: Path) -> tuple[Path, Path]:
+    """A Zarr store and the file of its last chunk, the hours from 32 on."""
+    source = tmp_path / "chunked.zarr"
     fields.to_zarr(source, zarr_format=3, consolidated=True, encoding={"t2m": {"chunks": (16, 8, 12)}})
-    file = source / "t2m" / "c" / "2" / "0" / "0"  # the hours from 32 on
+    return source, source / "t2m" / "c" / "2" / "0" / "0"
 
-    def cut_off(progress: CompressProgress) -> None:
-        if progress.samples == 20:
-            os.truncate(file, file.stat().st_size - 200)
 
-    report = compress(replace(job, sources=(str(source),)), cut_off)
+def cut_off(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 200)
+
+
+def test_of_a_source_that_was_cut_off_no_sample_is_lost_silently(job: CompressJob, chunked: tuple[Path, Path]) -> None:
+    source, last_chunk = chunked
+    cut_off(last_chunk)
+    report = compress(replace(job, sources=(str(source),)))
     archive = Archive.open(job.output)
     assert report.summary.rejected == 8
     assert [row.block[0] for row in archive.rows()] == list(range(32))
     assert [sample.block[0] for sample in archive.rejected()] == list(range(32, 40))
     assert all(sample.reason.startswith("cannot be read: ") for sample in archive.rejected())
+
+
+@pytest.mark.parametrize("change", [cut_off, Path.unlink], ids=["cut off", "gone"])
+def test_a_source_that_changes_while_it_is_read_gives_no_archive_of_two_sources(
+    job: CompressJob, chunked: tuple[Path, Path], change: Callable[[Path], None], tmp_path: Path
+) -> None:
+    source, last_chunk = chunked
+    whole = replace(job, sources=(str(source),), output=str(tmp_path / "whole"))
+    compress(whole)
+    kept = last_chunk.read_bytes()
+
+    def interfere(progress: CompressProgress) -> None:
+        if progress.samples == 20:
+            change(last_chunk)
+
+    changing = replace(whole, output=job.output)
+    with pytest.raises(SourceError, match=r"chunked\.zarr was changed or removed"):
+        compress(changing, interfere)
+    assert "manifest.json.gz" not in files_below(job.output)
+    last_chunk.write_bytes(kept)
+    compress(changing)
+    written = {name: data for name, data in files_below(job.output).items() if name in files_below(whole.output)}
+    assert written == files_below(whole.output)
 
 
 def test_samples_around_damage_are_read_one_by_one_and_keep_their_order(

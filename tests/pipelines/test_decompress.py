@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray
 
-from pipelines import restore_netcdf, zarr_place
+from pipelines import restore_moves, restore_netcdf
 from pipelines.compress import CompressJob, compress
 from pipelines.decompress import decompress
 from pipelines.restore_progress import DecompressProgress
@@ -107,7 +107,7 @@ def test_a_store_that_cannot_take_its_place_puts_the_old_one_back(
             raise OSError(5, "Input/output error")
         rename(old, new)
 
-    monkeypatch.setattr(zarr_place.os, "rename", fail)
+    monkeypatch.setattr(restore_moves.os, "rename", fail)
     with pytest.raises(SourceError, match=r"cannot write .*out\.zarr: Input/output error"):
         decompress(str(archive_path), str(output), {"time": "2019-03-01T07"}, overwrite=True)
     with xarray.open_zarr(output, consolidated=False) as found:

@@ -256,6 +256,12 @@ class TestCommandLine:
         _assert_one_line(outcome, "dashboard")
         assert ("canary" in outcome.stderr, submitted) == (False, [])
 
+    def test_malformed_storage_options_are_not_submitted(self, vcinr: Vcinr, submitted: Submitted) -> None:
+        options = ["--storage-options", "{'key': 'A', 'secret': 'canary'}", "--address", "http://head:8265"]
+        outcome = vcinr("decompress", "s3://b/archive", "--output", "s3://b/o.zarr", *options)
+        _assert_one_line(outcome, "--storage-options: not JSON")
+        assert ("canary" in outcome.stderr, submitted) == (False, [])
+
     def test_no_wait_is_for_jobs_only(self, vcinr: Vcinr) -> None:
         outcome = vcinr("compress", "a.nc", "--bundle", "m", "--output", "o", "--no-wait")
         _assert_one_line(outcome, "--no-wait needs --address http://")
@@ -352,6 +358,15 @@ def test_a_connection_that_does_not_come_back_is_given_up_and_the_job_is_not(mon
     client = _Client("log", [1] * 1000, OSError("gone\n"))
     with pytest.raises(VcinrError, match=r"lost the connection to job vcinr-1, which goes on \(gone\)"):
         jobs.follow(client, "vcinr-1", lambda _: None)
+
+
+def test_stopping_a_job_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "STOP_SECONDS", 0.0)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.0)
+    client: Any = _Client("", [1], None)
+    client.stop_job = lambda _: True
+    with pytest.raises(VcinrError, match="job vcinr-1 is still RUNNING 0 s after it was told to stop"):
+        jobs.stop_job(client, "vcinr-1")
 
 
 def test_a_user_without_a_name_can_submit(monkeypatch: pytest.MonkeyPatch) -> None:

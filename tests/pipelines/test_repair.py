@@ -11,7 +11,8 @@ import pytest
 import xarray
 
 from pipelines import repair as repair_module
-from pipelines.compress import CompressJob, compress
+from pipelines import shard_worker
+from pipelines.compress import CompressJob, CompressProgress, compress
 from pipelines.compress_plan import WorkerOptions
 from pipelines.repair import RepairJob, repair
 from pipelines.train import train
@@ -140,6 +141,7 @@ def test_a_repair_that_was_killed_is_completed_by_the_same_call(
     with pytest.raises(KeyboardInterrupt):
         repair(job, stop)
     assert len(list((archive / "parts").iterdir())) == 2
+    assert not (archive / "status").exists()
     assert repair(job).restored == 2
     assert files_below(archive) == files_below(whole_archive)
 
@@ -236,6 +238,73 @@ def test_a_changed_part_is_accepted_on_request_and_whole_with_its_source(
     source = open_original(str(archive), [str(changed_source)])
     assert verify_archive(str(archive), source).problems == ()
     assert len(list((archive / "parts").iterdir())) == 4
+
+
+def test_a_repair_that_leaves_a_part_out_leaves_it_to_another_one_that_has_accepted_it(
+    job: RepairJob, archive: Path, changed_source: Path
+) -> None:
+    _remove(_PART)(archive)
+    job = replace(job, sources=(str(changed_source),))
+
+    def interfere(stage: str, *_: int) -> None:
+        if stage == "repair":
+            assert repair(replace(job, accept_changed=True)).accepted
+
+    assert len(repair(job, interfere).changed) == 1
+    assert verify_archive(str(archive), open_original(str(archive), [str(changed_source)])).problems == ()
+
+
+def test_a_part_that_an_unfinished_run_has_written_is_not_removed(
+    job: RepairJob, archive: Path, changed_source: Path, bundle_path: Path
+) -> None:
+    _remove(_PART)(archive)
+    request = QualityRequest(target_psnr_db=35.0)
+    other = CompressJob((str(changed_source),), str(bundle_path), str(archive), request, shard_samples=10)
+
+    def stop(progress: CompressProgress) -> None:
+        if progress.samples == 20:
+            raise KeyboardInterrupt
+
+    def interfere(stage: str, *_: int) -> None:
+        if stage == "repair":
+            with pytest.raises(KeyboardInterrupt):
+                compress(replace(other, overwrite=True), stop)
+
+    repair(replace(job, sources=other.sources), interfere)
+    assert len(list((archive / "parts").glob("t2m-00000001-*"))) == 1
+
+
+def test_a_part_that_another_repair_removed_meanwhile_is_told_and_redone_by_the_same_call(
+    job: RepairJob, archive: Path, changed_source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _remove(_PART)(archive)
+    accepting = replace(job, sources=(str(changed_source),), accept_changed=True)
+
+    def interfere(*_: object) -> None:
+        _remove(_PART)(archive)
+
+    with monkeypatch.context() as racing:
+        racing.setattr(repair_module, "remove_replaced", interfere)
+        with pytest.raises(SourceError, match="run the same command again"):
+            repair(accepting)
+    assert repair(accepting).restored == 1
+    assert verify_archive(str(archive)).is_good
+
+
+def test_a_directory_in_a_part_s_place_is_told_and_the_others_are_redone(
+    job: RepairJob, archive: Path, whole_archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_worker, "RETRY_SECONDS", 0.0)
+    path, other = _only(archive, _PART), _only(archive, "parts/t2m-00000002-*")
+    for lost in (path, other):
+        lost.unlink()
+    path.mkdir()
+    with pytest.raises(SourceError, match=r"1 of 2 damaged parts .*, the first is parts/t2m-00000001.*directory"):
+        repair(job)
+    assert other.read_bytes() == (whole_archive / "parts" / other.name).read_bytes()
+    path.rmdir()
+    assert repair(job).restored == 1
+    assert files_below(archive) == files_below(whole_archive)
 
 
 def test_a_run_that_replaces_the_archive_meanwhile_keeps_it(

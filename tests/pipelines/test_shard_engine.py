@@ -1,13 +1,15 @@
 """What becomes of shards that fail: tried again, given up, or the end of the run. Without Ray; with it: test_faults."""
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines import shard_engine, shard_worker
-from pipelines.compress_plan import CompressJob, WorkerOptions, plan_compression
+from pipelines import ray_crew, shard_engine, shard_worker
+from pipelines.compress_plan import CompressJob, CompressPlan, WorkerOptions, plan_compression
 from pipelines.shard_attempts import ATTEMPTS, Attempt, ShardFailure, next_attempt
 from pipelines.shard_engine import run_shards
 from pipelines.shard_status import read_statuses, run_identity
@@ -71,6 +73,8 @@ def test_an_error_that_is_not_the_shard_s_ends_the_run(kind: type[VcinrError]) -
         {"count": 2, "num_gpus": float("nan")},
         {"shard_timeout_seconds": 0.0},
         {"shard_timeout_seconds": float("nan")},
+        {"shard_timeout_seconds": float("inf")},
+        {"shard_timeout_seconds": 1e300},
     ],
 )
 def test_workers_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
@@ -78,8 +82,94 @@ def test_workers_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
         WorkerOptions(**wrong)
 
 
+@pytest.fixture
+def planned(source_path: Path, bundle_path: Path, tmp_path: Path) -> tuple[CompressPlan, list[Shard]]:
+    output = str(tmp_path / "archive")
+    job = CompressJob((str(source_path),), str(bundle_path), output, QualityRequest(level=2), shard_samples=10)
+    plan, shards = plan_compression(job, load_bundle(str(bundle_path)))
+    return replace(plan, bundle_url=str(bundle_path)), shards
+
+
+def _fail_with(error: BaseException) -> type[ShardWorker]:
+    """A worker to which this happens with the second shard."""
+
+    class FailingWorker(ShardWorker):
+        def run(self, attempt: Attempt) -> ShardResult:
+            if attempt.shard.index == 1:
+                raise error
+            return super().run(attempt)
+
+    return FailingWorker
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(FittingError("singular"), "singular"), (ValueError("x"), "unexpected ValueError: x"), (SourceError("y"), "y")],
+)
+def test_without_ray_too_any_failure_is_one_shard_s(
+    planned: tuple[CompressPlan, list[Shard]], error: Exception, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_engine, "ShardWorker", _fail_with(error))
+    *done, failure = run_shards(*planned, WorkerOptions(), None)
+    assert len(done) == 3
+    assert failure == ShardFailure(planned[1][1], ATTEMPTS, (line,) * ATTEMPTS)
+
+
+def test_an_interrupt_is_no_shard_s(planned: tuple[CompressPlan, list[Shard]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_engine, "ShardWorker", _fail_with(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        list(run_shards(*planned, WorkerOptions(), None))
+
+
+def test_a_run_without_an_identity_writes_no_status(planned: tuple[CompressPlan, list[Shard]]) -> None:
+    list(run_shards(*planned, WorkerOptions(), None))
+    assert sorted(path.name for path in Path(planned[0].output).iterdir()) == ["parts"]
+
+
+def test_more_workers_than_this_machine_can_have_are_refused_before_anything_starts(
+    planned: tuple[CompressPlan, list[Shard]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(shard_engine, "ray_session", lambda *_: pytest.fail("a Ray was started"))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    started: list[bool] = []
+    with pytest.raises(ConfigError, match="9 workers: this machine takes at most 8, 4 per CPU"):
+        list(run_shards(*planned, WorkerOptions(9), "0" * 12, lambda: started.append(True)))
+    assert started == []
+    ray_crew.check_count(WorkerOptions(8))
+    ray_crew.check_count(WorkerOptions(100_000, address="auto"))
+
+
+def test_no_wait_of_the_crew_is_longer_than_an_hour(planned: tuple[CompressPlan, list[Shard]]) -> None:
+    waits: list[float] = []
+
+    class FakeRay:
+        """As much of Ray as a crew without members needs."""
+
+        def cluster_resources(self) -> dict[str, float]:
+            return {"CPU": 2.0}
+
+        def put(self, value: object) -> object:
+            return value
+
+        def remote(self, **_: object) -> Callable[[type], type]:
+            return lambda actor_class: actor_class
+
+        def wait(self, refs: list[object], *, timeout: float, **_: object) -> tuple[list[object], list[object]]:
+            waits.append(timeout)
+            return [], refs
+
+    options = WorkerOptions(2, shard_timeout_seconds=30 * 86400.0)
+    crew = ray_crew.RayCrew(FakeRay(), planned[0], planned[1], options, None)  # type: ignore[arg-type]
+    assert list(crew.wait()) == []
+    crew._members.append(ray_crew._Member(None, None, {"ref": Attempt(planned[1][0])}, time.monotonic()))
+    assert list(crew.wait()) == []
+    assert waits == [3600.0, 3600.0]
+
+
 def test_the_status_of_a_shard_tells_its_attempts(
-    source_path: Path, bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    planned: tuple[CompressPlan, list[Shard]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fails = {1: 1, 2: ATTEMPTS}
 
@@ -90,11 +180,7 @@ def test_the_status_of_a_shard_tells_its_attempts(
             return super().run(attempt)
 
     monkeypatch.setattr(shard_engine, "ShardWorker", FailingWorker)
-    bundle = load_bundle(str(bundle_path))
-    output = str(tmp_path / "archive")
-    job = CompressJob((str(source_path),), str(bundle_path), output, QualityRequest(level=2), shard_samples=10)
-    plan, shards = plan_compression(job, bundle)
-    plan = replace(plan, bundle_url=str(bundle_path))
+    plan, shards = planned
     identity = run_identity(plan, shards)
     outcomes = list(run_shards(plan, shards, WorkerOptions(), identity))
     # Shards that failed come after those that did not.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.compress import CompressJob
 from pipelines.compress_plan import CompressPlan, plan_compression
@@ -16,6 +17,7 @@ from pipelines.shard_status import (
     ShardStatus,
     find_unfinished,
     finished_results,
+    named_files,
     read_statuses,
     remove_statuses,
     run_identity,
@@ -95,6 +97,24 @@ def test_rejected_samples_and_perfect_ones_come_back(
     assert finished_results(run.plan, run.identity, run.shards) == dict(enumerate(run.results))
 
 
+def test_a_rejected_table_that_is_damaged_is_redone(
+    job: CompressJob, bundle_path: Path, fields: Any, tmp_path: Path
+) -> None:
+    spoilt = fields.copy(deep=True)
+    spoilt.t2m[3] = float("nan")
+    spoilt.to_netcdf(tmp_path / "spoilt.nc")
+    run = start_run(replace(job, sources=(str(tmp_path / "spoilt.nc"),)), bundle_path)
+    run.write()
+    (table,) = (Path(run.plan.output) / "rejected").iterdir()
+    _flip(table)
+    assert list(finished_results(run.plan, run.identity, run.shards)) == [1]
+
+
+def test_all_files_that_status_objects_name_are_known(run: Run) -> None:
+    (_status_path(run).parent / "run.json").write_text("[]")
+    assert named_files(run.plan.output) == {result.part.path for result in run.results}
+
+
 def test_a_shard_that_runs_or_failed_is_not_finished(run: Run) -> None:
     name = shard_name(run.plan.layout, run.shards[0])
     for status in (ShardStatus(name, "running"), ShardStatus(name, "failed", 3, ("a", "b", "c"))):
@@ -104,26 +124,54 @@ def test_a_shard_that_runs_or_failed_is_not_finished(run: Run) -> None:
 
 
 def test_of_an_archive_without_status_objects_nothing_is_finished(run: Run) -> None:
-    remove_statuses(run.plan, run.identity)
+    remove_statuses(run.plan, run.identity, run.shards)
     assert read_statuses(run.plan, run.identity) == {}
     assert finished_results(run.plan, run.identity, run.shards) == {}
-    remove_statuses(run.plan, run.identity)
+    remove_statuses(run.plan, run.identity, run.shards)
 
 
 def test_removing_them_leaves_files_of_others_and_other_runs(run: Run) -> None:
-    other, notes = "0" * 12, _status_path(run).parent / "notes.txt"
+    other, folder = "0" * 12, _status_path(run).parent
     write_run(run.plan, other, run.shards)
-    notes.write_text("x")
-    remove_statuses(run.plan, run.identity)
+    for name in ("notes.txt", "config.json"):
+        (folder / name).write_text("{}")
+    (folder / "zz.json").mkdir()
+    _status_path(run, shard=3).mkdir()
+    remove_statuses(run.plan, run.identity, run.shards)
     left = {str(path.relative_to(run.plan.output)) for path in Path(run.plan.output).rglob("*") if path.is_file()}
     assert {name for name in left if name.startswith("status")} == {
+        f"status/{run.identity}/config.json",
         f"status/{run.identity}/notes.txt",
         f"status/{other}/run.json",
     }
 
 
+@pytest.mark.parametrize("level", ["status", "run"])
+def test_a_folder_that_is_a_link_is_not_followed_to_remove(run: Run, tmp_path: Path, level: str) -> None:
+    folder = _status_path(run).parent if level == "run" else _status_path(run).parent.parent
+    precious = folder.rename(tmp_path / "precious")
+    folder.symlink_to(precious)
+    before = sorted(precious.rglob("*"))
+    remove_statuses(run.plan, run.identity, run.shards)
+    assert sorted(precious.rglob("*")) == before
+
+
+def test_the_run_s_own_object_goes_last(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[str] = []
+    remove_file = LocalFileSystem.rm_file
+
+    def watched(fs: LocalFileSystem, path: str) -> None:
+        removed.append(Path(path).name)
+        remove_file(fs, path)
+
+    monkeypatch.setattr(LocalFileSystem, "rm_file", watched)
+    remove_statuses(run.plan, run.identity, run.shards)
+    assert len(removed) == 3
+    assert removed[-1] == "run.json"
+
+
 def test_the_last_one_takes_the_folder_with_it(run: Run) -> None:
-    remove_statuses(run.plan, run.identity)
+    remove_statuses(run.plan, run.identity, run.shards)
     assert not (Path(run.plan.output) / "status").exists()
 
 
@@ -151,6 +199,16 @@ DAMAGED: dict[str, Callable[[dict[str, Any]], object]] = {
     "box outside": _change("part", "stop", to=[10, 2, 1]),
     "negative box": _change("part", "start", to=[-1, 0, 0]),
     "other size": _change("part", "bytes", to=1),
+    "another content": _change("part", "sha256", to="0" * 64),
+    "huge error": _change("figures", "max_error", to=1e300),
+    "huge errors": lambda content: content["figures"].update(max_error=1e300, squared_error=1e308),
+    "error without squares": _change("figures", "squared_error", to=0.0),
+    "negative error": _change("figures", "max_error", to=-1.0),
+    "more values than points": _change("figures", "values", to=10 * 96 + 1),
+    "no values": _change("figures", "values", to=0),
+    "huge PSNR": _change("figures", "psnr_db", to=1e300),
+    "PSNR below the lowest": _change("figures", "psnr_db", to=-1.0),
+    "lowest PSNR infinite": _change("figures", "lowest_psnr_db", to="inf"),
     "rows that are not the figures'": _change("figures", "samples", to=9),
     "levels that do not add up": _change("figures", "quality_counts", to={"2": 9}),
     "error not a number": _change("figures", "squared_error", to="1"),
@@ -185,8 +243,17 @@ def test_bytes_that_are_no_status_mean_that_the_shard_is_redone(run: Run, data: 
     assert list(finished_results(run.plan, run.identity, run.shards)) == [1]
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1])])
-def test_a_part_that_is_missing_or_cut_is_redone(run: Run, damage: Callable[[Path], object]) -> None:
+def _flip(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:-1]), _flip],
+    ids=["missing", "cut", "one bit"],
+)
+def test_a_part_that_is_missing_or_damaged_is_redone(run: Run, damage: Callable[[Path], object]) -> None:
     damage(Path(run.plan.output) / run.results[0].part.path)
     assert list(finished_results(run.plan, run.identity, run.shards)) == [1]
 
@@ -244,7 +311,7 @@ def test_an_unfinished_run_whose_own_object_does_not_read_still_counts(run: Run,
 
 def test_no_run_is_unfinished_where_there_is_none(tmp_path: Path, run: Run) -> None:
     assert find_unfinished(str(tmp_path / "nothing")) is None
-    remove_statuses(run.plan, run.identity)
+    remove_statuses(run.plan, run.identity, run.shards)
     assert find_unfinished(run.plan.output) is None
 
 
@@ -259,12 +326,12 @@ def test_they_are_the_same_on_object_storage(run: Run, s3: ObjectStore) -> None:
         client.put_object(Bucket=s3.bucket, Key=f"a/archive/{result.part.path}", Body=data)
     assert finished_results(there, run.identity, run.shards) == dict(enumerate(run.results))
     assert str(find_unfinished(there.output, s3.storage_options)).startswith("unfinished: 2 of 4")
-    remove_statuses(there, run.identity)
+    remove_statuses(there, run.identity, run.shards)
     assert s3.keys() == sorted(f"a/archive/{result.part.path}" for result in run.results)
 
 
 def test_figures_add_up_to_the_same_bits(run: Run) -> None:
-    odd = RowFigures(10, 960, 0.1 + 0.2, 1 / 3, 1e300, 2**0.5, {1: 4, 2: 6})
+    odd = RowFigures(10, 960, 0.1 + 0.2, 1 / 3, 1e3 / 3, 2**0.5, {1: 4, 2: 6})
     name = shard_name(run.plan.layout, run.shards[0])
     write_status(run.plan, run.identity, ShardStatus(name, "done", 1, (), run.results[0].part, odd))
     assert read_statuses(run.plan, run.identity)[name].figures == odd

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ import psutil
 import pytest
 import torch
 
+from pipelines import ray_session as ray_session_module
+from pipelines import train as driver_module
 from pipelines.ray_session import ray_session
 from pipelines.train import TrainWorkers, train
+from pipelines.train_worker import run_identity
 from tests.servers.object_store import ObjectStore
+from vcinr_batch import cli
 from vcinr_batch.config import RunConfig, load_config
+from vcinr_batch.data.sources import open_fields
 from vcinr_batch.errors import ConfigError, SourceError
 from vcinr_batch.storage import list_urls, read_bytes, write_bytes
 
@@ -29,6 +35,16 @@ network: {{latent_dim: 4, hidden_dim: 8, hidden_layers: 1, rank: 2, hyper_dim: 8
 meta_learning: {{steps: {STEPS}, validate_every: 2, batch_size: 8, fit_points: 24, loss_points: 12}}
 codec: {{steps: 10, quality_psnr_db: [20, 30, 40]}}
 """
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +62,9 @@ def config(config_file: Path) -> RunConfig:
 @pytest.fixture(scope="module")
 def alone(config: RunConfig, source_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output of an undisturbed run in one thread of this process."""
-    output, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
-    torch.set_num_threads(1)
-    train(config, [str(source_path)], str(output))
-    torch.set_num_threads(threads)
+    output = tmp_path_factory.mktemp("alone")
+    with one_thread():
+        train(config, [str(source_path)], str(output))
     return output
 
 
@@ -66,7 +81,8 @@ def cluster() -> Iterator[str]:
 
 
 def metrics(output: str | Path, options: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    data = read_bytes(f"{output}/training/metrics.jsonl", storage_options=options)
+    (url,) = list_urls(f"{output}/training/*/metrics.jsonl", storage_options=options)
+    data = read_bytes(url, storage_options=options)
     return [json.loads(line) for line in data.decode().splitlines()]
 
 
@@ -79,6 +95,10 @@ def losses(output: str | Path, options: dict[str, Any] | None = None) -> list[fl
 
 def bundles(output: Path) -> list[str]:
     return [path.name for path in output.glob("*.safetensors")]
+
+
+def checkpoints(output: Path) -> list[Path]:
+    return list(output.glob("checkpoint-*.safetensors"))
 
 
 def worker_processes() -> list[psutil.Process]:
@@ -97,7 +117,57 @@ def test_training_alone_leaves_the_bundle_and_the_log(alone: Path) -> None:
     assert len(bundles(alone)) == 1  # and no checkpoint
     assert len(losses(alone)) == STEPS // 2
     assert metrics(alone)[0].keys() == {"time", "stage", "step", "steps", "loss", "validation_psnr_db", "best_psnr_db"}
-    assert len(list((alone / "training" / "tensorboard").iterdir())) == 1
+    assert len(list(alone.glob("training/*/tensorboard/*"))) == 1
+
+
+def test_another_training_in_the_same_output_at_the_same_time_changes_nothing(
+    config: RunConfig, config_file: Path, source_path: Path, alone: Path, tmp_path: Path
+) -> None:
+    """Begun and ended while the first is under way; each has its own checkpoint and log."""
+    other = load_config(str(config_file), ["meta_learning.seed=1"])
+    logs, found = [], []
+
+    def meanwhile(stage: str, step: int, _steps: int, _figures: dict[str, float]) -> None:
+        if (stage, step) == ("meta-learning", 8):
+            before = checkpoints(tmp_path)
+            logs.append(train(other, [str(source_path)], str(tmp_path)).log_url)
+            found.extend([before, checkpoints(tmp_path)])
+
+    with one_thread():
+        report = train(config, [str(source_path)], str(tmp_path), progress=meanwhile)
+    assert (len(found[0]), found[0]) == (1, found[1])
+    assert checkpoints(tmp_path) == []
+    assert set(bundles(alone)) < set(bundles(tmp_path))
+    assert len(bundles(tmp_path)) == 2
+    assert {report.log_url, *logs} == {str(path) for path in (tmp_path / "training").iterdir()}
+    assert read_bytes(f"{report.log_url}/metrics.jsonl").count(b"meta-learning") == STEPS // 2
+
+
+def test_the_same_training_twice_at_the_same_time_ends_well_twice(
+    config: RunConfig, source_path: Path, alone: Path, tmp_path: Path
+) -> None:
+    def meanwhile(stage: str, step: int, _steps: int, _figures: dict[str, float]) -> None:
+        if (stage, step) == ("meta-learning", 8):
+            train(config, [str(source_path)], str(tmp_path))
+
+    with one_thread():
+        train(config, [str(source_path)], str(tmp_path), progress=meanwhile)
+    assert bundles(tmp_path) == bundles(alone)
+    assert losses(tmp_path) == losses(alone)
+
+
+def test_a_training_is_known_by_its_configuration_and_its_files_wherever_it_is_called(
+    config: RunConfig, config_file: Path, source_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.nc"
+    copy.write_bytes(source_path.read_bytes())
+    identity = run_identity(config, open_fields([str(copy)], config.source))
+    monkeypatch.chdir(tmp_path)
+    assert run_identity(config, open_fields(["copy.nc"], config.source)) == identity
+    other = load_config(str(config_file), ["codec.steps=11"])
+    assert run_identity(other, open_fields([str(copy)], other.source)) != identity
+    os.utime(copy, ns=(0, 0))
+    assert run_identity(config, open_fields([str(copy)], config.source)) != identity
 
 
 @pytest.mark.usefixtures("cluster")
@@ -138,8 +208,9 @@ def test_everything_on_an_object_store(config: RunConfig, source_path: Path, alo
         storage_options=options,
         workers=TrainWorkers(2),
     )
-    events, *others = list_urls(f"{s3.url}/out/training/tensorboard", storage_options=options)
-    names = {f"out/{report.bundle_sha256}.safetensors", "out/training/metrics.jsonl", "in/fields.nc"}
+    events, *others = list_urls(f"{report.log_url}/tensorboard", storage_options=options)
+    lines = f"{report.log_url}/metrics.jsonl".removeprefix(f"{s3.url}/")
+    names = {f"out/{report.bundle_sha256}.safetensors", lines, "in/fields.nc"}
     assert set(s3.keys()) == names | {events.split("/", 3)[-1]}
     assert others == []
     np.testing.assert_allclose(losses(f"{s3.url}/out", options), losses(alone), rtol=1e-4)
@@ -151,6 +222,42 @@ def test_an_error_of_ours_comes_out_as_itself(config: RunConfig, tmp_path: Path)
     with pytest.raises(SourceError, match=r"no-such\.nc") as caught:
         train(config, [str(tmp_path / "no-such.nc")], str(tmp_path / "out"), workers=TrainWorkers(2))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_for_which_there_is_no_room_are_waited_for_aloud(
+    config: RunConfig, source_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_session_module, "NOTICE_SECONDS", (0.1, 300.0))
+    told: list[str] = []
+
+    def end(text: str) -> None:
+        told.append(text)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, [str(source_path)], str(tmp_path), workers=TrainWorkers(1, cpus=64), notice=end)
+    assert told == ["waiting for 64 CPUs: the cluster has 2"]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_command_says_what_it_waits_for(
+    as_json: bool, config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wait(*arguments: Any) -> None:
+        arguments[-1]("waiting for 1 GPU: the cluster has 0")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver_module, "train", wait)
+    command = ["train", str(config_file), "a.nc", "--output", "models", *(["--json"] if as_json else [])]
+    assert cli.run(command) == 130
+    event = '{"event":"waiting","message":"waiting for 1 GPU: the cluster has 0"}\n'
+    lines = (
+        ("vcinr: interrupted\n", event)
+        if as_json
+        else ("vcinr: waiting for 1 GPU: the cluster has 0\nvcinr: interrupted\n", "")
+    )
+    assert capsys.readouterr() == lines[::-1]
 
 
 @pytest.fixture
@@ -182,16 +289,16 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 def test_a_killed_driver_is_resumed_by_the_same_command(
     start_vcinr: Callable[[], subprocess.Popen[str]], alone: Path, tmp_path: Path
 ) -> None:
-    checkpoint, output = tmp_path / "out" / "checkpoint.safetensors", tmp_path / "out"
+    output = tmp_path / "out"
     driver = start_vcinr()
-    wait_for(checkpoint.exists, driver)
+    wait_for(lambda: checkpoints(output) != [], driver)
     driver.kill()
     driver.wait()
     # The workers of a dead driver are Ray's to stop.
     deadline = time.monotonic() + 60
     while worker_processes() and time.monotonic() < deadline:
         time.sleep(0.1)
-    if checkpoint.exists():  # else the workers were faster than Ray
+    if checkpoints(output):  # else the workers were faster than Ray
         again = start_vcinr()
         stdout, stderr = again.communicate()
         assert (again.returncode, stderr) == (0, "")
@@ -203,9 +310,8 @@ def test_a_killed_driver_is_resumed_by_the_same_command(
 def test_ctrl_c_stops_the_workers_and_leaves_a_checkpoint(
     start_vcinr: Callable[[], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    checkpoint = tmp_path / "out" / "checkpoint.safetensors"
     driver = start_vcinr()
-    wait_for(checkpoint.exists, driver)
+    wait_for(lambda: checkpoints(tmp_path / "out") != [], driver)
     driver.send_signal(signal.SIGINT)
     _, stderr = driver.communicate()
     assert (driver.returncode, stderr) == (130, "vcinr: interrupted\n")

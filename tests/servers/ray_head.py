@@ -22,10 +22,11 @@ OBJECT_STORE_BYTES = 100 << 20
 
 @dataclass(frozen=True)
 class RayHead:
-    """A running head: the URL of its dashboard, and the token that it wants."""
+    """A running head: the URL of its dashboard, the token that it wants, and where drivers connect."""
 
     dashboard: str
     token: str
+    address: str
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def running_ray_head(cpus: int = 2) -> Iterator[RayHead]:
         )
     try:
         _wait_for_port(process, dashboard_port, log)
-        yield RayHead(f"http://127.0.0.1:{dashboard_port}", token)
+        yield RayHead(f"http://127.0.0.1:{dashboard_port}", token, f"127.0.0.1:{port}")
     finally:
         if process.poll() is not None:
             print(f"the Ray head ended by itself ({process.returncode}):\n{log.read_text()[-4000:]}")

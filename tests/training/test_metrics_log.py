@@ -1,13 +1,16 @@
 """The record of a training run: every step once, on local files and object stores, resumed or not."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboardX.event_file_writer import EventsWriter  # type: ignore[import-untyped]
 
 from tests.servers.object_store import ObjectStore
+from vcinr_batch.errors import SourceError
 from vcinr_batch.storage import list_urls, read_bytes
 from vcinr_batch.training.metrics_log import MetricsLog
 
@@ -85,3 +88,32 @@ def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
     place = (str(tmp_path), None)
     MetricsLog(*place).record("meta-learning", 1, 2, {"loss": float("nan")})
     assert lines_at(place) == [("meta-learning", 1, None)]
+
+
+@pytest.mark.parametrize("method", ["flush", "close"])
+def test_events_that_cannot_be_written_are_an_error_of_ours(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = MetricsLog(str(tmp_path))
+    log.record("codec", 1, 3, {"loss": 1.0})
+    monkeypatch.setattr(EventsWriter, method, no_room)
+    calls = {"flush": lambda: log.record("codec", 2, 3, {"loss": 1.0}), "close": log.close}
+    with pytest.raises(SourceError, match=r"^cannot write .*tensorboard: No space left on device$"):
+        calls[method]()
+
+
+def test_a_folder_for_events_that_cannot_be_is_an_error_of_ours(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("a file")
+    with pytest.raises(SourceError, match=r"^cannot write "):
+        MetricsLog(str(tmp_path)).record("codec", 1, 3, {"loss": 1.0})
+
+
+def test_of_two_that_train_the_same_at_a_time_the_lines_are_one_s(place: tuple[str, dict[str, Any] | None]) -> None:
+    logs = [MetricsLog(*place), MetricsLog(*place)]
+    for step in (1, 2):
+        for log in logs:
+            log.record("codec", step, 3, {"loss": float(step)})
+    assert lines_at(place) == [("codec", 1, 1.0), ("codec", 2, 2.0)]

@@ -10,14 +10,16 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from vcinr_batch.storage import StorageOptions, exists, join_url, read_bytes, write_bytes
+from vcinr_batch.errors import SourceError
+from vcinr_batch.storage import StorageOptions, exists, join_url, public_url, read_bytes, write_bytes
 
 LINES_NAME, EVENTS_NAME = "metrics.jsonl", "tensorboard"
 
@@ -25,8 +27,8 @@ LINES_NAME, EVENTS_NAME = "metrics.jsonl", "tensorboard"
 class MetricsLog:
     """An open log; one process writes it.
 
-    On a local file system lines and events are appended as they come. On an object store, which cannot append, both are
-    written anew as whole objects with every record: a run has few, one for each validation.
+    Lines are written anew as a whole file with every record, and so are events on an object store, which cannot append:
+    a run has few records, one for each validation. Of two processes that train the same at a time, the file is one's.
     """
 
     def __init__(self, directory: str, storage_options: StorageOptions = None, resume: bool = False) -> None:
@@ -43,7 +45,6 @@ class MetricsLog:
         self._url, self._options = join_url(directory, LINES_NAME), storage_options
         self._events_url = join_url(directory, EVENTS_NAME)
         self._lines: list[dict[str, Any]] = []
-        self._appends = False
         if resume and exists(self._url, storage_options=storage_options):
             self._lines = _parse(read_bytes(self._url, storage_options=storage_options))
         fs, path = fsspec.core.url_to_fs(self._events_url, **dict(storage_options or {}))
@@ -63,27 +64,34 @@ class MetricsLog:
         kept = [known for known in self._lines[:later] if known["stage"] != stage or known["step"] < step]
         if len(kept) < len(self._lines):
             self.close()
-            self._appends = False
         self._lines = [*kept, line]
-        self._write_lines(line)
-        self._write_events(line)
+        self._write_lines()
+        with self._translated_errors():
+            self._write_events(line)
 
     def close(self) -> None:
-        """Flush the events and forget the open file; the next record opens another one."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Flush the events and forget the open file; the next record opens another one.
+
+        Raises:
+            SourceError: the events cannot be written.
+        """
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._translated_errors():
+                writer.close()
         if not self._is_local:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _write_lines(self, line: Mapping[str, Any]) -> None:
-        if self._appends:
-            with open(fsspec.core.url_to_fs(self._url)[1], "a", encoding="utf-8") as file:
-                file.write(_text(line))
-            return
+    def _write_lines(self) -> None:
         text = "".join(_text(known) for known in self._lines)
         write_bytes(self._url, text.encode(), storage_options=self._options)
-        self._appends = self._is_local
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise SourceError(f"cannot write {public_url(self._events_url)}: {error.strerror or error}") from error
 
     def _write_events(self, line: Mapping[str, Any]) -> None:
         new: Sequence[Mapping[str, Any]] = [line]
@@ -109,7 +117,7 @@ def _open_writer(folder: str) -> Any:
     except ImportError:
         return None
     os.makedirs(folder, exist_ok=True)
-    writer = EventsWriter(os.path.join(folder, "events"))
+    writer = EventsWriter(os.path.join(folder, "events"), f".{os.getpid()}")
     # TensorBoard reads a folder's files as one: from step 1 on, this one replaces what earlier ones hold.
     writer.write_event(Event(step=1, file_version="brain.Event:2"))
     writer.write_event(Event(step=1, session_log=SessionLog(status=SessionLog.START)))
