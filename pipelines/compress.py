@@ -20,6 +20,7 @@ from pipelines.archive_output import (
 from pipelines.compress_plan import (
     CompressJob,
     CompressPlan,
+    make_manifest,
     max_rejected,
     plan_compression,
     source_bytes,
@@ -38,10 +39,8 @@ from pipelines.shard_status import (
     write_run,
 )
 from pipelines.shard_work import ShardResult
-from vcinr_batch import __version__
 from vcinr_batch.archive.manifest import (
     MANIFEST_NAME,
-    ArchivePart,
     Manifest,
     commit_manifest,
     manifest_to_json,
@@ -142,7 +141,7 @@ def _compress(run: _Run) -> ArchiveSummary:
             f"{plan.layout.variable}: all {plan.layout.sample_count} samples were rejected, "
             f"the first is {tally.examples[0].key}: {tally.examples[0].reason}; no archive was written"
         )
-    manifest = _make_manifest(plan, [result.part for result in results])
+    manifest = make_manifest(plan, [result.part for result in results])
     if job.overwrite:
         check_present(job.output, manifest, options)
     if job.overwrite:
@@ -231,26 +230,8 @@ def _tidy_up(run: _Run, old: frozenset[str]) -> None:
 def _is_of(run: _Run, written: Manifest) -> bool:
     boxes = [(shard.start, shard.stop) for shard in run.shards]
     has_shards = [(part.start, part.stop) for part in written.parts] == boxes
-    return has_shards and _is_same(written, _make_manifest(run.plan, written.parts))
+    return has_shards and _is_same(written, make_manifest(run.plan, written.parts))
 
 
 def _is_same(one: Manifest, other: Manifest) -> bool:
     return manifest_to_json(one) == manifest_to_json(other)
-
-
-def _make_manifest(plan: CompressPlan, parts: Sequence[ArchivePart]) -> Manifest:
-    source, request = plan.source, plan.request
-    wanted = {"quality": request.level, "target_psnr": request.target_psnr_db}
-    return Manifest(
-        layout=plan.layout,
-        unit=source.unit,
-        attributes=source.attributes,
-        dataset_attributes=source.dataset_attributes,
-        encoding=source.encoding,
-        source_bits=source.source_bits,
-        source_names=tuple(PurePosixPath(public_url(url)).name for url in source.urls),
-        bundle_sha256=plan.bundle_sha256,
-        quality={name: value for name, value in wanted.items() if value is not None},
-        parts=tuple(parts),
-        generator=f"vcinr-batch {__version__}",
-    )

@@ -2,10 +2,13 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
+from vcinr_batch import __version__
+from vcinr_batch.archive.manifest import ArchivePart, Manifest
 from vcinr_batch.bundle import Bundle
 from vcinr_batch.compression import QualityRequest, check_layout
 from vcinr_batch.config import SourceConfig
@@ -13,7 +16,7 @@ from vcinr_batch.data.layout import Layout
 from vcinr_batch.data.shards import Shard, make_layout, plan_shards
 from vcinr_batch.data.sources import FieldSource, open_fields
 from vcinr_batch.errors import ConfigError
-from vcinr_batch.storage import check_url, join_url
+from vcinr_batch.storage import check_url, join_url, public_url
 
 SHARD_TIMEOUT_SECONDS = 3600.0
 """Generous: only what will never end should reach it."""
@@ -135,6 +138,25 @@ def max_rejected(job: CompressJob, samples: int) -> float:
     if not found or float(found[2] or 0) > 100:
         raise ConfigError(f"max_rejected must be a number or a percentage like 0.5%, got {job.max_rejected!r}")
     return int(found[1]) if found[1] else samples * float(found[2]) / 100
+
+
+def make_manifest(plan: CompressPlan, parts: Sequence[ArchivePart]) -> Manifest:
+    """The manifest of an archive of these parts; its bytes do not depend on who wrote them, or where."""
+    source, request = plan.source, plan.request
+    wanted = {"quality": request.level, "target_psnr": request.target_psnr_db}
+    return Manifest(
+        layout=plan.layout,
+        unit=source.unit,
+        attributes=source.attributes,
+        dataset_attributes=source.dataset_attributes,
+        encoding=source.encoding,
+        source_bits=source.source_bits,
+        source_names=tuple(PurePosixPath(public_url(url)).name for url in source.urls),
+        bundle_sha256=plan.bundle_sha256,
+        quality={name: value for name, value in wanted.items() if value is not None},
+        parts=tuple(parts),
+        generator=f"vcinr-batch {__version__}",
+    )
 
 
 def source_bytes(plan: CompressPlan, samples: int) -> float:

@@ -1,14 +1,12 @@
 """What a compression will cost, from really doing a few shards of it; writes nothing anywhere."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.compress_plan import CompressJob, CompressPlan, plan_compression, source_bytes
+from pipelines.compress_plan import CompressJob, CompressPlan, make_manifest, plan_compression, source_bytes
 from pipelines.probe import Probe, ProbeTask, run_probe
 from pipelines.shard_status import finished_results, run_identity
-from vcinr_batch import __version__
-from vcinr_batch.archive.manifest import MANIFEST_NAME, ArchivePart, Manifest, manifest_data
+from vcinr_batch.archive.manifest import MANIFEST_NAME, ArchivePart, manifest_data
 from vcinr_batch.bundle import find_bundle, load_bundle
 from vcinr_batch.data.shards import Shard, shard_name
 from vcinr_batch.storage import exists, join_url, public_url, sha256_hex, size_bytes
@@ -120,20 +118,7 @@ def _archive_bytes(plan: CompressPlan, shards: Sequence[Shard], probe: Probe) ->
 
 def _manifest_bytes(plan: CompressPlan, shards: Sequence[Shard], part_bytes: int) -> int:
     """Size of the manifest, from one with made-up digests: they are most of it, and the same size whatever they are."""
-    source = plan.source
-    manifest = Manifest(
-        layout=plan.layout,
-        unit=source.unit,
-        attributes=source.attributes,
-        dataset_attributes=source.dataset_attributes,
-        encoding=source.encoding,
-        source_bits=source.source_bits,
-        source_names=tuple(os.path.basename(public_url(url)) for url in source.urls),
-        bundle_sha256=plan.bundle_sha256,
-        quality={"quality": plan.request.level} if plan.request.level is not None else {},
-        parts=tuple(_made_up_part(plan, shard, part_bytes) for shard in shards),
-        generator=f"vcinr-batch {__version__}",
-    )
+    manifest = make_manifest(plan, [_made_up_part(plan, shard, part_bytes) for shard in shards])
     return len(manifest_data(manifest))
 
 

@@ -20,11 +20,10 @@ import xarray
 import zarr
 
 from pipelines.compress import CompressJob, compress
-from pipelines.compress_plan import CompressPlan, plan_compression
+from pipelines.compress_plan import CompressPlan, make_manifest, plan_compression
 from pipelines.probe import peak_bytes
 from pipelines.shard_status import ShardStatus, file_sizes, finished_results, run_identity, write_status
 from pipelines.train import train
-from vcinr_batch import __version__
 from vcinr_batch.archive.manifest import ArchivePart, Manifest, commit_manifest, read_manifest
 from vcinr_batch.bundle import Bundle, load_bundle, make_bundle, save_bundle
 from vcinr_batch.compression import QualityRequest
@@ -117,7 +116,7 @@ def measure_plan(source: str, bundle: str, output: str, statuses: int, options: 
     _write_statuses(plan, identity, shards[:statuses], parts)
     finished = timed(f"find {statuses:,} finished shards", lambda: finished_results(plan, identity, shards))
     assert len(finished) == statuses
-    manifest = timed("make the manifest", lambda: _make_manifest(plan, parts))
+    manifest = timed("make the manifest", lambda: make_manifest(plan, parts))
     size = timed("commit it", lambda: commit_manifest(manifest, output, overwrite=True, storage_options=options))
     steps[-1] = Step(f"commit it ({size / 1e6:.1f} MB)", *_figures(steps[-1]))
     timed("read it", lambda: read_manifest(output, storage_options=options))
@@ -177,23 +176,6 @@ def _write_statuses(plan: CompressPlan, identity: str, shards: list[Shard], part
 
     with ThreadPoolExecutor(32) as pool:
         list(pool.map(write, shards))
-
-
-def _make_manifest(plan: CompressPlan, parts: list[ArchivePart]) -> Manifest:
-    source = plan.source
-    return Manifest(
-        layout=plan.layout,
-        unit=source.unit,
-        attributes=source.attributes,
-        dataset_attributes=source.dataset_attributes,
-        encoding=source.encoding,
-        source_bits=source.source_bits,
-        source_names=("era5.zarr",),
-        bundle_sha256=plan.bundle_sha256,
-        quality={"quality": 3},
-        parts=tuple(parts),
-        generator=f"vcinr-batch {__version__}",
-    )
 
 
 def _count(manifest: Manifest) -> None:
