@@ -16,7 +16,6 @@ import psutil
 import pytest
 import torch
 
-from pipelines import ray_session as ray_session_module
 from pipelines import train as driver_module
 from pipelines.ray_session import ray_session
 from pipelines.train import TrainWorkers, train
@@ -181,16 +180,16 @@ def test_one_worker_gives_the_bundle_of_none(config: RunConfig, source_path: Pat
 def test_a_killed_worker_is_replaced_and_the_losses_are_those_of_an_undisturbed_run(
     config: RunConfig, source_path: Path, alone: Path, tmp_path: Path
 ) -> None:
-    seen: list[int] = []
+    killed: list[int] = []
 
-    def kill_one_at_step_8(stage: str, step: int, _steps: int, _figures: dict[str, float]) -> None:
-        seen.append(step)
-        if (stage, step) == ("meta-learning", 8) and seen.count(8) == 1:
-            worker_processes()[-1].send_signal(signal.SIGKILL)
+    def kill_one(stage: str, step: int, _steps: int, _figures: dict[str, float]) -> None:
+        # Progress is asked for now and then: any one step may not be seen.
+        if stage == "meta-learning" and step >= 4 and not killed and (workers := worker_processes()):
+            workers[-1].send_signal(signal.SIGKILL)
+            killed.append(step)
 
-    slow = [str(source_path)]
-    report = train(config, slow, str(tmp_path), progress=kill_one_at_step_8, workers=TrainWorkers(2))
-    assert 8 in seen
+    report = train(config, [str(source_path)], str(tmp_path), progress=kill_one, workers=TrainWorkers(2))
+    assert killed
     assert bundles(tmp_path) == [f"{report.bundle_sha256}.safetensors"]
     np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=1e-4)
 
@@ -222,22 +221,6 @@ def test_an_error_of_ours_comes_out_as_itself(config: RunConfig, tmp_path: Path)
     with pytest.raises(SourceError, match=r"no-such\.nc") as caught:
         train(config, [str(tmp_path / "no-such.nc")], str(tmp_path / "out"), workers=TrainWorkers(2))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.usefixtures("cluster")
-def test_workers_for_which_there_is_no_room_are_waited_for_aloud(
-    config: RunConfig, source_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_session_module, "NOTICE_SECONDS", (0.1, 300.0))
-    told: list[str] = []
-
-    def end(text: str) -> None:
-        told.append(text)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        train(config, [str(source_path)], str(tmp_path), workers=TrainWorkers(1, cpus=64), notice=end)
-    assert told == ["waiting for 64 CPUs: the cluster has 2"]
 
 
 @pytest.mark.parametrize("as_json", [False, True])
