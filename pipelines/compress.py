@@ -27,7 +27,7 @@ from pipelines.compress_plan import (
     worker_options,
 )
 from pipelines.compress_progress import CompressProgress, Progress, RunTally
-from pipelines.ray_session import import_ray
+from pipelines.ray_session import Notice, import_ray
 from pipelines.shard_engine import run_shards
 from pipelines.shard_status import (
     finished_results,
@@ -83,14 +83,20 @@ class _Run:
     identity: str
     bundle_data: bytes
     tally: RunTally
+    notice: Notice | None
 
 
-def compress(job: CompressJob, progress: Progress | None = None) -> CompressReport:
+def compress(job: CompressJob, progress: Progress | None = None, notice: Notice | None = None) -> CompressReport:
     """Compress a source into an archive.
 
     The manifest is written last: until then there is no archive, or with `overwrite` the old one, whole. A run that was
     killed is completed by the same call. The bytes depend on source, bundle and request alone, not on workers or the
     order in which they finish.
+
+    Args:
+        job: the whole of it.
+        progress: called after each shard.
+        notice: called with one line while no worker has room on a cluster, now and then; from another thread.
 
     Raises:
         ArchiveExistsError: there is another archive at the output, or another run wrote one meanwhile, and `overwrite`
@@ -104,7 +110,7 @@ def compress(job: CompressJob, progress: Progress | None = None) -> CompressRepo
     started = time.monotonic()
     if job.workers != 0:
         import_ray()
-    run = _plan_run(job, progress)
+    run = _plan_run(job, progress, notice)
     if not job.overwrite and exists(join_url(job.output, MANIFEST_NAME), storage_options=job.storage_options):
         summary = _clean_up_after(run)
     else:
@@ -118,13 +124,13 @@ def compress(job: CompressJob, progress: Progress | None = None) -> CompressRepo
     )
 
 
-def _plan_run(job: CompressJob, progress: Progress | None) -> _Run:
+def _plan_run(job: CompressJob, progress: Progress | None, notice: Notice | None) -> _Run:
     bundle_url = find_bundle(job.bundle, job.storage_options)
     bundle = load_bundle(bundle_url, job.storage_options)
     plan, shards = plan_compression(job, bundle)
     data = read_bytes(bundle_url, storage_options=job.storage_options)
     tally = RunTally(plan, max_rejected(job, plan.layout.sample_count), progress)
-    return _Run(job, plan, shards, run_identity(plan, shards), data, tally)
+    return _Run(job, plan, shards, run_identity(plan, shards), data, tally, notice)
 
 
 def _compress(run: _Run) -> ArchiveSummary:
@@ -161,7 +167,12 @@ def _run_shards(run: _Run) -> None:
     if not left:
         return
     outcomes = run_shards(
-        plan, left, worker_options(run.job), run.identity, lambda: write_run(plan, run.identity, shards)
+        plan,
+        left,
+        worker_options(run.job),
+        run.identity,
+        lambda: write_run(plan, run.identity, shards),
+        run.notice,
     )
     with closing(outcomes):
         for outcome in outcomes:

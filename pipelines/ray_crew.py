@@ -62,6 +62,8 @@ class RayCrew:
         self._alone = deque[Attempt]()
         self._timeout = options.shard_timeout_seconds
         self._count = _worker_count(ray, options)
+        self._num_gpus = options.num_gpus
+        self._has_started = False
         self._start_failures = 0
         self._members: list[_Member] = []
         self._by_ref: dict[Any, _Member] = {}
@@ -74,6 +76,15 @@ class RayCrew:
             max_task_retries=0,
             runtime_env={"env_vars": dict(ONE_THREAD)},
         )(ShardWorker)
+
+    @property
+    def wanted(self) -> dict[str, float]:
+        """Resources of one worker, with which the work can begin, by Ray's names."""
+        return {"CPU": 1.0} | ({"GPU": self._num_gpus} if self._num_gpus else {})
+
+    def has_started(self) -> bool:
+        """Whether there is, or was, a worker."""
+        return self._has_started
 
     def hand_out(self) -> bool:
         """Give shards to members that have room, hire and release; False where nothing is left to do."""
@@ -141,6 +152,7 @@ class RayCrew:
         try:
             self._ray.get(ref)
             member.preparing = None
+            self._has_started = True
             self._start_failures = 0
         except self._ray.exceptions.RayError as error:
             self._remove(member)

@@ -6,7 +6,7 @@ from contextlib import closing, suppress
 
 from pipelines.compress_plan import CompressPlan, WorkerOptions
 from pipelines.ray_crew import SHARDS_ABOARD, RayCrew, check_count
-from pipelines.ray_session import ray_session
+from pipelines.ray_session import Notice, ray_session, waits_told
 from pipelines.shard_attempts import (
     ATTEMPTS,
     Attempt,
@@ -31,6 +31,7 @@ def run_shards(
     options: WorkerOptions,
     identity: str | None,
     on_start: Callable[[], object] = lambda: None,
+    notice: Notice | None = None,
 ) -> Generator[Outcome, None, None]:
     """Do all shards, whatever becomes of single ones.
 
@@ -42,6 +43,7 @@ def run_shards(
         options: how many workers, and where.
         identity: of the run, for the status objects; None writes none.
         on_start: called once there are workers to be had, before the first shard is begun.
+        notice: called with one line while no worker has room on the cluster, now and then; from another thread.
 
     Yields:
         What became of each shard, in the order in which they end. At most `SHARDS_ABOARD` of a worker are under way.
@@ -54,7 +56,7 @@ def run_shards(
     if options.count == 0:
         runner = _run_here(plan, shards, identity, on_start)
     else:
-        runner = _run_on_ray(plan, shards, options, identity, on_start)
+        runner = _run_on_ray(plan, shards, options, identity, on_start, notice)
     failures = list[ShardFailure]()
     with closing(runner):
         for outcome in runner:
@@ -98,17 +100,19 @@ def _run_on_ray(
     options: WorkerOptions,
     identity: str | None,
     on_start: Callable[[], object],
+    notice: Notice | None,
 ) -> Generator[Outcome, None, None]:
     check_count(options)
     with ray_session(options.address, max(1, min(options.count or 1, len(shards)))) as ray:
         crew = RayCrew(ray, plan, shards, options, identity)
         on_start()
-        try:
-            while crew.hand_out():
-                yield from crew.wait()
-                yield from crew.give_up_stuck()
-        finally:
-            crew.dismiss()
+        with waits_told(ray, crew.wanted, crew.has_started, notice):
+            try:
+                while crew.hand_out():
+                    yield from crew.wait()
+                    yield from crew.give_up_stuck()
+            finally:
+                crew.dismiss()
 
 
 def _write_failure(plan: CompressPlan, identity: str | None, failure: ShardFailure) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import signal
 import tempfile
 import threading
 import time
@@ -24,6 +23,8 @@ WORKER_FAILURES = 3
 # Long, since all workers wait while the first one starts the linear term; a dead worker is Ray's to notice.
 _PEER_TIMEOUT_SECONDS = 6 * 3600
 _LOOK_SECONDS = 0.3
+_ABORT_SECONDS = 10.0
+"""At Ctrl-C, for Ray Train to end its workers by itself."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,15 @@ def _fit(ray: ModuleType, job: TrainJob, workers: TrainWorkers, board: Any) -> N
         _absolute(job.checkpoint) if job.checkpoint else None,
         job.storage_options,
     )  # Ray Train gives every worker a working directory of its own
+    controllers: list[Any] = []
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """In place of Ray's handler, which waits without end while the workers have no room yet."""
+            controllers.append(controller)
+
     with tempfile.TemporaryDirectory(prefix="vcinr-ray-train-", ignore_cleanup_errors=True) as storage:
-        trainer = TorchTrainer(
+        trainer = Trainer(
             # A closure, not train_loop_config, which Ray shows on its dashboard: storage options may hold credentials.
             lambda: train_in_group(job, board, workers.cpus),
             scaling_config=ScalingConfig(
@@ -167,25 +175,16 @@ def _fit(ray: ModuleType, job: TrainJob, workers: TrainWorkers, board: Any) -> N
                 backend="cpu:gloo,cuda:nccl" if workers.use_gpu else "gloo", timeout_s=_PEER_TIMEOUT_SECONDS
             ),
         )
-        with _interruptible():
-            try:
-                trainer.fit()
-            except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-                raise _our_error(error) from error
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ray Train stops its workers at Ctrl-C and then exits; for our callers that is a `KeyboardInterrupt`."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT) if main else None
-    try:
-        yield
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
+        try:
+            trainer.fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            raise _our_error(error) from error
+        except KeyboardInterrupt:
+            for controller in controllers:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.get(controller.abort.remote(), timeout=_ABORT_SECONDS)
+                ray.kill(controller)  # its workers die with it
+            raise
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -133,12 +134,6 @@ def train(
     from vcinr_batch.config import load_config
     from vcinr_batch.console import ProgressDisplay, print_json, print_pairs, size_text
 
-    def show_notice(text: str) -> None:
-        if as_json:
-            print_json({"event": "waiting", "message": text})
-        else:
-            print(f"vcinr: {text}", file=sys.stderr, flush=True)
-
     settings = [*(settings or ()), *([f"meta_learning.precision={precision}"] if precision else [])]
     run_config = load_config(config, settings)
     changes: dict[str, Any] = {"select": {**run_config.source.select, **_parse_select(select)}}
@@ -153,7 +148,7 @@ def train(
             lambda stage, step, steps, figures: display.show(stage, step, steps, figures, _figures_text(figures)),
             _parse_storage_options(storage_options),
             training.TrainWorkers(num_workers, use_gpu, cpus_per_worker, address),
-            show_notice,
+            partial(_show_notice, as_json),
         )
     if as_json:
         print_json({"event": "done", **vars(report)})
@@ -238,7 +233,9 @@ def compress(
         _show_dry_run(job, as_json)
         return
     with ProgressDisplay(as_json) as display:
-        report = compression.compress(job, lambda progress: _show_compression(display, progress))
+        report = compression.compress(
+            job, lambda progress: _show_compression(display, progress), partial(_show_notice, as_json)
+        )
     summary, last, speed = report.summary, report.last, report.last.source_bytes_per_second
     rejected = {str(sample.key): sample.reason for sample in report.rejected_examples}
     if as_json:
@@ -477,6 +474,15 @@ def _parse_storage_options(text: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ConfigError("--storage-options: expected a JSON object of names and values")
     return options
+
+
+def _show_notice(as_json: bool, text: str) -> None:
+    from vcinr_batch.console import print_json
+
+    if as_json:
+        print_json({"event": "waiting", "message": text})
+    else:
+        print(f"vcinr: {text}", file=sys.stderr, flush=True)
 
 
 def _show_compression(display: Any, progress: "CompressProgress") -> None:

@@ -11,17 +11,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
 
-from pipelines import ray_crew, shard_engine
+from pipelines import ray_crew, ray_session, shard_engine
 from pipelines.compress import CompressJob, CompressProgress, compress
 from pipelines.shard_attempts import Attempt
 from pipelines.shard_worker import ShardWorker
-from tests.ray_cluster import RayCluster, ray_cluster
+from tests.ray_cluster import NODES, RayCluster, ray_cluster
 from vcinr_batch.archive.archive import Archive
 from vcinr_batch.cli import run
 from vcinr_batch.compression import QualityRequest
@@ -182,6 +184,8 @@ def test_a_node_that_is_lost_is_no_failure_of_its_shards(
         nonlocal restored
         if sizes(marks) == {2: 1} and not restored:
             restored = True
+            while len(cluster.raylets()) == NODES:  # the mark comes before the blow
+                time.sleep(0.05)
             cluster.restore()
 
     report = compress(job, restore)
@@ -305,3 +309,17 @@ def test_an_archive_of_a_driver_that_died_before_it_had_tidied_up_is_tidied_up(
     assert archive_files(job.output) == serial
     assert report.summary.figures.samples == 40
     assert len(Archive.open(job.output).rows()) == 40
+
+
+def test_a_run_without_room_says_so_and_goes_on_when_a_node_joins(
+    job: CompressJob, serial: Files, cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_session, "NOTICE_SECONDS", (0.0, 300.0))
+    told: Queue[str] = Queue()
+    with ThreadPoolExecutor() as aside:
+        run = aside.submit(compress, replace(job, num_gpus=1.0), notice=told.put)
+        assert told.get() == "waiting for 1 GPU: the cluster has 0"
+        cluster.join(num_cpus=1, num_gpus=1)
+        run.result()
+    assert told.empty()
+    assert archive_files(job.output) == serial

@@ -246,13 +246,13 @@ def test_the_command_says_what_it_waits_for(
 @pytest.fixture
 def start_vcinr(
     cluster: str, config_file: Path, source_path: Path, tmp_path: Path
-) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `vcinr train` as a driver of its own on the cluster; killed at the end."""
     started: list[subprocess.Popen[str]] = []
 
-    def start() -> subprocess.Popen[str]:
+    def start(*more: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", "from vcinr_batch.cli import main; main()", "train", str(config_file)]
-        options = ["--output", str(tmp_path / "out"), "--num-workers", "2", "--address", cluster, "--json"]
+        options = ["--output", str(tmp_path / "out"), "--num-workers", "2", "--address", cluster, "--json", *more]
         pipe = subprocess.PIPE
         started.append(subprocess.Popen([*command, str(source_path), *options], stdout=pipe, stderr=pipe, text=True))
         return started[-1]
@@ -263,6 +263,14 @@ def start_vcinr(
         process.communicate()
 
 
+def wait_until_gone(processes: Callable[[], list[psutil.Process]]) -> None:
+    """The workers of a driver that has ended are Ray's to stop."""
+    deadline = time.monotonic() + 60
+    while processes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -270,17 +278,14 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 
 def test_a_killed_driver_is_resumed_by_the_same_command(
-    start_vcinr: Callable[[], subprocess.Popen[str]], alone: Path, tmp_path: Path
+    start_vcinr: Callable[..., subprocess.Popen[str]], alone: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     driver = start_vcinr()
     wait_for(lambda: checkpoints(output) != [], driver)
     driver.kill()
     driver.wait()
-    # The workers of a dead driver are Ray's to stop.
-    deadline = time.monotonic() + 60
-    while worker_processes() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until_gone(worker_processes)
     if checkpoints(output):  # else the workers were faster than Ray
         again = start_vcinr()
         stdout, stderr = again.communicate()
@@ -291,14 +296,27 @@ def test_a_killed_driver_is_resumed_by_the_same_command(
 
 
 def test_ctrl_c_stops_the_workers_and_leaves_a_checkpoint(
-    start_vcinr: Callable[[], subprocess.Popen[str]], tmp_path: Path
+    start_vcinr: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     driver = start_vcinr()
     wait_for(lambda: checkpoints(tmp_path / "out") != [], driver)
     driver.send_signal(signal.SIGINT)
     _, stderr = driver.communicate()
     assert (driver.returncode, stderr) == (130, "vcinr: interrupted\n")
-    assert worker_processes() == []
+    wait_until_gone(worker_processes)
+
+
+def test_ctrl_c_ends_a_training_that_waits_for_room(
+    start_vcinr: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    driver = start_vcinr("--cpus-per-worker", "64")
+    assert driver.stdout
+    notice = json.loads(driver.stdout.readline())
+    assert notice == {"event": "waiting", "message": "waiting for 128 CPUs: the cluster has 2"}
+    driver.send_signal(signal.SIGINT)
+    _, stderr = driver.communicate()
+    assert (driver.returncode, stderr) == (130, "vcinr: interrupted\n")
+    assert checkpoints(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_the_same_run_gives_the_same_bytes_killed_or_not(source: FieldSource, tm
     _, expected = train_bundle(source, config)
     torch.manual_seed(2)
     with pytest.raises(KeyboardInterrupt):
-        train_bundle(source, config, url, stop_at("meta-learning", 2))
+        train_bundle(source, config, url, stop_at("meta-learning", 4))
     seen: list[tuple[str, int]] = []
     _, resumed = train_bundle(source, config, url, lambda stage, step, *_: seen.append((stage, step)))
     assert [step for stage, step in seen if stage == "meta-learning"] == [4]
@@ -126,7 +126,7 @@ def test_a_checkpoint_serves_only_the_run_that_it_belongs_to(
 ) -> None:
     url = str(tmp_path / "state")
     with pytest.raises(KeyboardInterrupt):
-        train_bundle(source, make_config(), url, stop_at("meta-learning", 2))
+        train_bundle(source, make_config(), url, stop_at("meta-learning", 4))
     left, config = Path(url).read_bytes(), make_config(**change)
     if continued:
         with pytest.raises(KeyboardInterrupt):

@@ -115,13 +115,13 @@ def meta_learn(
             break
         if score > best_score:
             best_step, best_score, best = step, score, network_tensors(network)
+        if progress:  # before the checkpoint: a run that goes on from it tells the steps after it only
+            figures = {"loss": loss, "validation_psnr_db": score, "best_psnr_db": best_score}
+            on_first(group, partial(progress, step, config.steps, figures))
         if checkpoint_url:
             state = (network_tensors(network), best, optimizer_tensors(optimizer), generator.get_state())
             checkpoint = Checkpoint(identity, step, best_step, best_score, *state)
             on_first(group, partial(save_checkpoint, checkpoint, checkpoint_url, storage_options))
-        if progress:
-            figures = {"loss": loss, "validation_psnr_db": score, "best_psnr_db": best_score}
-            on_first(group, partial(progress, step, config.steps, figures))
     network.load_state_dict(best)
     return {
         "steps": step,
