@@ -251,7 +251,10 @@ def start_vcinr(
     started: list[subprocess.Popen[str]] = []
 
     def start(*more: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", "from vcinr_batch.cli import main; main()", "train", str(config_file)]
+        # Whoever started the tests in the background may have had them ignore Ctrl-C.
+        heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        program = f"{heeding}; from vcinr_batch.cli import main; main()"
+        command = [sys.executable, "-c", program, "train", str(config_file)]
         options = ["--output", str(tmp_path / "out"), "--num-workers", "2", "--address", cluster, "--json", *more]
         pipe = subprocess.PIPE
         started.append(subprocess.Popen([*command, str(source_path), *options], stdout=pipe, stderr=pipe, text=True))
