@@ -3,7 +3,7 @@
 import contextlib
 
 from vcinr_batch.archive.manifest import MANIFEST_NAME, Manifest, manifest_data, read_manifest
-from vcinr_batch.errors import ArchiveExistsError, SourceError, VcinrError
+from vcinr_batch.errors import ArchiveExistsError, ConfigError, SourceError, VcinrError
 from vcinr_batch.storage import StorageOptions, exists, join_url, list_urls, public_url, read_bytes, remove, write_bytes
 
 # Where an archive's files are; a manifest comes from storage and may name anything inside its folder.
@@ -19,6 +19,22 @@ def refuse_existing(output: str, storage_options: StorageOptions) -> None:
     if exists(join_url(output, MANIFEST_NAME), storage_options=storage_options):
         raise ArchiveExistsError(
             f"there is an archive at {public_url(output)}; pass --overwrite to replace it, or take another place"
+        )
+
+
+def refuse_zarr(output: str, storage_options: StorageOptions) -> None:
+    """Make sure that no Zarr archive is at a place where Parquet parts are to be written; `convert` replaces those.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    container = ""
+    with contextlib.suppress(VcinrError):  # no archive, or one that says nothing any more
+        container = read_manifest(output, storage_options=storage_options).container
+    if container == "zarr":
+        raise ConfigError(
+            f"{public_url(output)} is a Zarr archive, whose chunks cannot be written one by one: "
+            "vcinr convert makes a Parquet archive of it, and that one a Zarr archive again"
         )
 
 

@@ -13,6 +13,7 @@ from pipelines.archive_output import (
     check_present,
     old_files,
     refuse_existing,
+    refuse_zarr,
     remember_replaced,
     remove_replaced,
     start_archive,
@@ -71,6 +72,8 @@ class CompressReport:
     seconds: float
     last: CompressProgress
     """The counts at the end."""
+    left_out: tuple[str, ...] = ()
+    """Auxiliary variables of the source that are not in the archive: too large, or not the same in all files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +124,7 @@ def compress(job: CompressJob, progress: Progress | None = None, notice: Notice 
         source_bytes=source_bytes(run.plan, run.plan.layout.sample_count),
         seconds=time.monotonic() - started,
         last=run.tally.progress(),
+        left_out=run.plan.source.left_out,
     )
 
 
@@ -136,6 +140,7 @@ def _plan_run(job: CompressJob, progress: Progress | None, notice: Notice | None
 def _compress(run: _Run) -> ArchiveSummary:
     """Do what is missing, write the manifest and clear away what it replaces."""
     job, plan, tally, options = run.job, run.plan, run.tally, run.job.storage_options
+    refuse_zarr(job.output, options)
     old = old_files(job.output, options) if job.overwrite else frozenset()
     start_archive(job.output, PurePosixPath(plan.bundle_url).name, run.bundle_data, options)
     _run_shards(run)

@@ -1,5 +1,6 @@
 """What a compression is to do: the job as a user asks for it, and the plan that every worker gets."""
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from vcinr_batch.data.shards import Shard, make_layout, plan_shards
 from vcinr_batch.data.sources import FieldSource, open_fields
 from vcinr_batch.errors import ConfigError
 from vcinr_batch.storage import check_url, join_url, public_url
+
+_log = logging.getLogger(__name__)
 
 SHARD_TIMEOUT_SECONDS = 3600.0
 """Generous: only what will never end should reach it."""
@@ -109,6 +112,8 @@ def plan_compression(job: CompressJob, bundle: Bundle) -> tuple[CompressPlan, li
     _check_level(job.request, bundle)
     config = job.source.model_copy(update={"variable": job.source.variable or bundle.variable})
     source = open_fields(job.sources, config, job.storage_options)
+    if source.left_out:
+        _log.warning("%s: auxiliary variables left out: %s", source.variable, ", ".join(source.left_out))
     layout = make_layout(source, bundle.config.sample)
     check_layout(bundle, layout, source.unit)
     bundle_url = join_url(job.output, "models", bundle.file_name)
@@ -156,6 +161,7 @@ def make_manifest(plan: CompressPlan, parts: Sequence[ArchivePart]) -> Manifest:
         quality={name: value for name, value in wanted.items() if value is not None},
         parts=tuple(parts),
         generator=f"vcinr-batch {__version__}",
+        auxiliaries=source.auxiliaries,
     )
 
 

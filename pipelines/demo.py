@@ -14,18 +14,20 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from pipelines.compress import CompressJob, CompressReport, compress
 from pipelines.decompress import decompress
+from pipelines.field_slices import make_slice
+from pipelines.map_figures import draw_slice, drawing, error_colours, value_colours
 from pipelines.train import train
 from vcinr_batch.compression import QualityRequest
 from vcinr_batch.config import SourceConfig, load_config
 from vcinr_batch.console import size_text
+from vcinr_batch.data.layout import make_axis
 from vcinr_batch.data.synthetic import synthetic_reanalysis, write_synthetic
-from vcinr_batch.errors import ConfigError, VcinrError
+from vcinr_batch.errors import VcinrError
 from vcinr_batch.verification import open_original, verify_archive
 
 DAYS = 2 * 365 + 1
@@ -91,34 +93,22 @@ def draw_selection(source: Path, field: Path, picture: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed (extra `plot`).
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("drawing needs matplotlib: pip install 'vcinr-batch[plot]'") from error
-    with xr.open_dataset(field) as decoded_set, xr.open_dataset(source) as source_set:
+    with drawing() as figure_class, xr.open_dataset(field) as decoded_set, xr.open_dataset(source) as source_set:
         decoded = decoded_set["t2m"].isel(time=0)
         original = source_set["t2m"].sel(time=decoded["time"])
         difference = decoded.values.astype(np.float64) - original.values
-        figure = Figure(figsize=(13, 4), layout="constrained")
-        limits = {"vmin": float(original.min()), "vmax": float(original.max()), "cmap": "RdYlBu_r"}
         largest = float(np.abs(difference).max())
         rmse = float(np.sqrt(np.mean(difference**2)))
-        extent = _extent(original)
-        panels: list[tuple[str, NDArray[Any], dict[str, Any]]] = [
-            ("source", original.values, limits),
-            ("decoded", decoded.values, limits),
-            (
-                f"decoded - source: RMSE {rmse:.2f} K, max {largest:.2f} K",
-                difference,
-                {"vmin": -largest, "vmax": largest, "cmap": "PuOr_r"},
-            ),
+        colours = value_colours(original.values)
+        panels = [
+            ("source", original.values, colours),
+            ("decoded", decoded.values, colours),
+            (f"decoded - source: RMSE {rmse:.2f} K, max {largest:.2f} K", difference, error_colours(difference)),
         ]
-        for axes, (title, values, colours) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
-            image = axes.imshow(values, extent=extent, aspect="auto", **colours)
-            axes.set_title(title)
-            axes.set_xlabel("longitude [degrees east]")
-            figure.colorbar(image, ax=axes, shrink=0.85, label="K")
-        figure.axes[0].set_ylabel("latitude [degrees north]")
+        grid = [make_axis(name, original[name].values, original[name].attrs) for name in ("latitude", "longitude")]
+        figure = figure_class(figsize=(15, 5), layout="compressed")
+        for axes, (title, values, shown) in zip(figure.subplots(1, 3, sharey=True), panels, strict=True):
+            draw_slice(figure, axes, make_slice(values, grid), title, "K", shown)
         figure.suptitle(
             f"2 m temperature, {np.datetime_as_string(decoded['time'].values, unit='h')} UTC (synthetic, held out)"
         )
@@ -128,13 +118,6 @@ def draw_selection(source: Path, field: Path, picture: Path) -> None:
 def _make_source(path: Path) -> None:
     dataset = synthetic_reanalysis(DAYS, 37, 57, seed=7, hours_per_step=6, region=(66.0, 30.0, -16.0, 40.0))
     write_synthetic(str(path), dataset)
-
-
-def _extent(field: xr.DataArray) -> tuple[float, float, float, float]:
-    """Left, right, bottom, top of the pixels, in degrees; north is up."""
-    latitude, longitude = field["latitude"].values, field["longitude"].values
-    half_lat, half_lon = abs(latitude[1] - latitude[0]) / 2, abs(longitude[1] - longitude[0]) / 2
-    return longitude[0] - half_lon, longitude[-1] + half_lon, latitude[-1] - half_lat, latitude[0] + half_lat
 
 
 def _print_report(report: DemoReport) -> None:

@@ -51,6 +51,8 @@ class DryRunReport:
     """Of them."""
     is_extrapolated: bool
     """The shards tried were cut to fewer samples, so memory is less certain."""
+    left_out: tuple[str, ...] = ()
+    """Auxiliary variables of the source that will not be in the archive: too large, or not the same in all files."""
 
 
 def estimate(job: CompressJob) -> DryRunReport:
@@ -86,6 +88,7 @@ def estimate(job: CompressJob) -> DryRunReport:
         probe_samples=probe.samples,
         probe_rejected=probe.rejected,
         is_extrapolated=not probe.is_whole,
+        left_out=plan.source.left_out,
     )
 
 

@@ -1,5 +1,6 @@
 """What a dry run expects, as aligned names and values for people and as JSON for machines."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines.dry_run import DryRunReport
@@ -23,8 +24,15 @@ def dry_run_pairs(report: DryRunReport) -> list[tuple[str, str]]:
         ("ratio", _ratio_text(report)),
         ("memory", f"{size_text(report.worker_bytes)} for each worker"),
         ("time", _time_text(report)),
+        *left_out_pairs(report.left_out),
         ("measured", f"on {plural(report.probe_samples, 'sample')}{rejected}; nothing was written{cut}"),
     ]
+
+
+def left_out_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """For people: the auxiliary variables of a source that an archive does not keep."""
+    what = "auxiliary variables: larger than 1 MiB, or not the same in all files"
+    return [("left out", f"{', '.join(names)} ({what})")] if names else []
 
 
 def dry_run_json(report: DryRunReport) -> dict[str, Any]:

@@ -52,13 +52,14 @@ def check_place(output: str, overwrite: bool, storage_options: StorageOptions, d
     if not exists(output, storage_options=storage_options):
         return
     place, is_file = public_url(output), is_file_url(output, storage_options=storage_options)
-    marker = read_marker(output, storage_options) if is_zarr(output) and not is_file else None
+    to_zarr = output.rstrip("/").endswith(ZARR_SUFFIX)
+    marker = read_marker(output, storage_options) if to_zarr and not is_file else None
     if marker is not None and marker == digest:
         return
     if not overwrite:
         what = f"{place} (an unfinished restore of something else)" if marker is not None else place
         raise ArchiveExistsError(f"{what} is there already; pass --overwrite, or take another place")
-    if not is_zarr(output):
+    if not to_zarr:
         if not is_file:
             raise ArchiveExistsError(f"{place} is a directory and not a file: --overwrite does not replace it")
     elif is_file:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.archive_output import check_present, manifest_files, old_files, remove_replaced
+from pipelines.archive_output import check_present, manifest_files, old_files, refuse_zarr, remove_replaced
 from pipelines.compress_plan import CompressPlan, WorkerOptions
 from pipelines.shard_engine import ShardFailure, run_shards
 from pipelines.shard_status import file_sizes, named_files
@@ -101,6 +101,7 @@ def repair(job: RepairJob, progress: Progress | None = None) -> RepairReport:
     """
     started = time.monotonic()
     manifest, manifest_sha256 = _read_manifest(job)
+    refuse_zarr(job.archive, job.storage_options)
     bundle_damage = _damage(job, manifest.bundle_path, None, manifest.bundle_sha256)
     damaged = _damaged_parts(job, manifest, progress)
     if bundle_damage:

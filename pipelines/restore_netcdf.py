@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.restore_regions import ArchiveSelection, OpenSelection, Region, decode_region
+from vcinr_batch.data.auxiliary import coordinates_attribute
 from vcinr_batch.errors import ConfigError
 
 _ENGINES = {"netcdf4": "netCDF4", "h5netcdf": "h5netcdf"}
@@ -65,15 +66,34 @@ def netcdf_variable(
         OSError, RuntimeError, ValueError, TypeError: what the library raises where the file cannot be written.
     """
     archive, selection = opened.archive, opened.selection
+    attributes = archive.variable_attributes
+    attributes |= coordinates_attribute(archive.manifest.auxiliaries, attributes)
     sizes = dict(zip(selection.dims, shape, strict=True))
+    coordinates = archive.coordinates(selection)
+    with netcdf_file(path, engine, archive.layout.variable, sizes, attributes, coordinates) as write:
+        yield lambda decoded: write(decoded.region.slices, decoded.values)
+
+
+@contextmanager
+def netcdf_file(
+    path: Path, engine: str, name: str, sizes: Mapping[str, int], attributes: Mapping[Any, Any], coordinates: Any
+) -> Iterator[Callable[[tuple[slice, ...], NDArray[np.float32]], None]]:
+    """A new file with a variable and its coordinates (a dataset), whose values are still to be written.
+
+    Yields:
+        A function that writes values to a region.
+
+    Raises:
+        OSError, RuntimeError, ValueError, TypeError: as `netcdf_variable`.
+    """
     create = _create_with_netcdf4 if engine == "netcdf4" else _create_with_h5netcdf
     with _naming_full_disks(path):
-        _write_coordinates(archive.coordinates(selection), path, engine)
-        file, variable = create(path, archive.layout.variable, sizes, netcdf_attributes(archive.variable_attributes))
+        _write_coordinates(coordinates.reset_coords(), path, engine)
+        file, variable = create(path, name, sizes, netcdf_attributes(attributes))
 
-    def write(decoded: DecodedRegion) -> None:
+    def write(region: tuple[slice, ...], values: NDArray[np.float32]) -> None:
         with _naming_full_disks(path):
-            variable[decoded.region.slices] = decoded.values
+            variable[region] = values
 
     try:
         yield write
@@ -99,7 +119,7 @@ def _write_coordinates(dataset: Any, path: Path, engine: str) -> None:
         variable.attrs = netcdf_attributes(variable.attrs)
     # NaN is no fill value of a coordinate: CF forbids missing labels. What else a coordinate brings along (units,
     # calendar, dtype) goes with it: to_netcdf's encoding would replace a variable's own.
-    encoding = {name: {**dataset[name].encoding, "_FillValue": None} for name in dataset.coords}
+    encoding = {name: {**dataset[name].encoding, "_FillValue": None} for name in dataset.variables}
     dataset.to_netcdf(path, engine=engine, format="NETCDF4", encoding=encoding)
 
 

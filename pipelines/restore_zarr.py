@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipelines.output_place import read_marker
 from pipelines.restore_regions import ArchiveSelection, OpenSelection, Region, decode_region
+from vcinr_batch.data.auxiliary import coordinates_attribute
 from vcinr_batch.storage import exists, join_url, read_bytes, size_bytes, write_bytes
 
 ROOT_METADATA = "zarr.json"
@@ -64,7 +65,9 @@ def write_region(target: ZarrTarget, region: Region) -> WrittenRegion:
     options = target.storage_options
     if target.resumed and all(exists(url, storage_options=options) for url in urls.values()):
         return WrittenRegion(region, sum(size_bytes(url, storage_options=options) for url in urls.values()))
-    chunks = {urls[index]: data for index, data in _encode_chunks(target, region, decode_region(target.source, region))}
+    encoded = encode_chunks(target.metadata, target.chunk, region, decode_region(target.source, region))
+    chunks = {urls[index]: data for index, data in encoded}
+    del encoded  # with the values
     size = sum(map(len, chunks.values()))
     if target.marker and read_marker(target.store, options) != target.marker:
         return WrittenRegion(region, size, is_there=all(_holds(url, data, options) for url, data in chunks.items()))
@@ -94,17 +97,26 @@ def store_files(opened: OpenSelection, shape: tuple[int, ...], chunk: tuple[int,
     Returns:
         Contents by path in the order in which they are to be written: the root's metadata last.
     """
+    archive, selection = opened.archive, opened.selection
+    attributes = archive.variable_attributes
+    attributes |= coordinates_attribute(archive.manifest.auxiliaries, attributes)
+    sizes = dict(zip(selection.dims, shape, strict=True))
+    return variable_files(archive.layout.variable, sizes, chunk, attributes, archive.coordinates(selection))
+
+
+def variable_files(
+    name: str, sizes: Mapping[str, int], chunk: tuple[int, ...], attributes: Mapping[str, Any], coordinates: Any
+) -> dict[str, bytes]:
+    """As `store_files`, for a variable of that name and these attributes and the dataset of its coordinates."""
     import xarray
 
-    archive, selection = opened.archive, opened.selection
-    name = archive.layout.variable
     # xarray decides on attributes, fill value and codecs from a single value; then only the shape has to be changed.
-    one = np.full((1,) * len(shape), np.nan, np.float32)
-    single = xarray.Dataset({name: xarray.Variable(selection.dims, one, archive.variable_attributes)})
+    one = np.full((1,) * len(sizes), np.nan, np.float32)
+    single = xarray.Dataset({name: xarray.Variable(tuple(sizes), one, dict(attributes))})
     described = json.loads(_zarr_files(single)[f"{name}/{ROOT_METADATA}"])
-    described["shape"] = list(shape)
+    described["shape"] = list(sizes.values())
     described["chunk_grid"] = {"name": "regular", "configuration": {"chunk_shape": list(chunk)}}
-    files = _zarr_files(archive.coordinates(selection))
+    files = _zarr_files(coordinates.reset_coords())
     files[f"{name}/{ROOT_METADATA}"] = json.dumps(described, indent=2).encode()
     return {path: files[path] for path in sorted(files, key=lambda path: (path == ROOT_METADATA, path))}
 
@@ -117,19 +129,20 @@ def _zarr_files(dataset: Any) -> dict[str, bytes]:
     return {path: content.to_bytes() for path, content in held.items()}
 
 
-def _encode_chunks(
-    target: ZarrTarget, region: Region, values: NDArray[np.float32]
+def encode_chunks(
+    metadata: str, chunk: tuple[int, ...], region: Region, values: NDArray[np.float32]
 ) -> Iterator[tuple[tuple[int, ...], bytes]]:
-    """Index and bytes of each chunk: Zarr writes an array of the region's shape into memory."""
+    """Index and bytes of each chunk of a region, which consists of whole ones; `metadata` is the variable's."""
+    # Zarr writes an array of the region's shape into memory.
     import zarr
     from zarr.buffer.cpu import Buffer
     from zarr.storage import MemoryStore
 
-    described = {**json.loads(target.metadata), "shape": list(region.shape)}
+    described = {**json.loads(metadata), "shape": list(region.shape)}
     held: dict[str, Any] = {ROOT_METADATA: Buffer.from_bytes(json.dumps(described).encode())}
     with zarr.config.set({"array.write_empty_chunks": True}):
         zarr.open_array(MemoryStore(held), mode="r+")[...] = values
-    first = tuple(a // c for a, c in zip(region.start, target.chunk, strict=True))
-    for index in region_chunks(region, target.chunk):
+    first = tuple(a // c for a, c in zip(region.start, chunk, strict=True))
+    for index in region_chunks(region, chunk):
         inside = tuple(i - a for i, a in zip(index, first, strict=True))
         yield index, held.pop("/".join(chunk_path("", inside)).lstrip("/")).to_bytes()

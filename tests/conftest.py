@@ -1,6 +1,8 @@
 """A tiny source, a bundle trained on it and an archive, made once and shared by the tests that need a whole run."""
 
+import secrets
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +53,14 @@ def make_fields(hours: int = TINY_HOURS, start: str = "2019-03-01", seed: int = 
         },
         {"title": "made by a test"},
     )
+
+
+@pytest.fixture(autouse=True)
+def own_bundles(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds a bundle that another one opened, or one in the cache of whoever runs the tests."""
+    monkeypatch.setenv("VCINR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / f"cache-{secrets.token_hex(8)}"))
+    if opened := sys.modules.get("vcinr_batch.bundle_cache"):
+        opened.forget_bundles()
 
 
 @pytest.fixture(scope="session")

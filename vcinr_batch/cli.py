@@ -5,19 +5,36 @@ usage or input; 70 a defect of ours; 130 interrupted. Everything heavy is import
 takes no time.
 """
 
-import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vcinr_batch import __version__
+from vcinr_batch.cli_archives import (
+    AsJson,
+    MemberPattern,
+    StorageOptionsText,
+    explaining_unfinished,
+    parse_storage_options,
+)
+from vcinr_batch.cli_convert import convert_command
+from vcinr_batch.cli_evaluation import GridSpacing, Points, evaluation_request
 from vcinr_batch.cli_jobs import Address, NoWait, jobs_app, submit_elsewhere
-from vcinr_batch.errors import ConfigError, SourceError, VcinrError
+from vcinr_batch.cli_report import (
+    Against,
+    MoreSources,
+    Overwrite,
+    PictureOutput,
+    Plot,
+    all_sources,
+    draw_sample,
+    report_command,
+)
+from vcinr_batch.errors import ConfigError, VcinrError
 
 if TYPE_CHECKING:
     from pipelines.compress import CompressJob, CompressProgress
@@ -44,14 +61,6 @@ Select = Annotated[
     typer.Option("--select", metavar="DIM=LABEL", help="One label, partial time or range a..b; repeat per dimension."),
 ]
 Variable = Annotated[str | None, typer.Option(help="Variable; the configuration's or the bundle's by default.")]
-MemberPattern = Annotated[
-    str | None,
-    typer.Option(metavar="REGEX", help="One group, searched in each URL: files are stacked along `member`."),
-]
-StorageOptionsText = Annotated[
-    str, typer.Option("--storage-options", metavar="JSON", help='For the file system, e.g. {"endpoint_url": "..."}.')
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines; the last one is the result.")]
 
 
 def main() -> None:
@@ -146,7 +155,7 @@ def train(
             output,
             checkpoint,
             lambda stage, step, steps, figures: display.show(stage, step, steps, figures, _figures_text(figures)),
-            _parse_storage_options(storage_options),
+            parse_storage_options(storage_options),
             training.TrainWorkers(num_workers, use_gpu, cpus_per_worker, address),
             partial(_show_notice, as_json),
         )
@@ -209,6 +218,7 @@ def compress(
     """Compress a source into an archive."""
     submit_elsewhere(context, address, no_wait)
     from pipelines import compress as compression
+    from pipelines.dry_run_text import left_out_pairs
     from vcinr_batch.compression import QualityRequest
     from vcinr_batch.config import SourceConfig
     from vcinr_batch.console import ProgressDisplay, print_json, print_pairs, size_text
@@ -227,7 +237,7 @@ def compress(
         shard_timeout_seconds=shard_timeout,
         max_rejected=max_rejected,
         overwrite=overwrite,
-        storage_options=_parse_storage_options(storage_options),
+        storage_options=parse_storage_options(storage_options),
     )
     if dry_run:
         _show_dry_run(job, as_json)
@@ -240,12 +250,13 @@ def compress(
     rejected = {str(sample.key): sample.reason for sample in report.rejected_examples}
     if as_json:
         content = {**archive_json(summary), "rejected_examples": rejected, "seconds": report.seconds}
-        counts = {"resumed": last.resumed_samples, "retried": last.retried}
+        counts = {"resumed": last.resumed_samples, "retried": last.retried, "left_out": report.left_out}
         print_json({"event": "done", **content, **counts, "source_bytes_per_second": speed})
     else:
         lines = [("rejected", f"{key}: {reason}") for key, reason in rejected.items()]
         if last.resumed_samples or last.retried:
             lines.append(("resumed", f"{last.resumed_samples:,} samples of an earlier run; {last.retried:,} retried"))
+        lines += left_out_pairs(report.left_out)
         print_pairs([*archive_pairs(summary), *lines, ("time", f"{report.seconds:.1f} s, {size_text(speed)}/s")])
     if summary.rejected:
         raise typer.Exit(EXIT_REJECTED)
@@ -255,8 +266,10 @@ def compress(
 def decompress(
     context: typer.Context,
     archive: Annotated[str, typer.Argument(help="URL of the archive.")],
-    output: Annotated[str, typer.Option(help="Ends with .nc (NetCDF 4) or .zarr (Zarr 3).")],
+    output: Annotated[str, typer.Option(help="Ends with .nc (NetCDF 4) or .zarr (Zarr 3); of points also with .csv.")],
     select: Select = None,
+    points: Points = None,
+    grid: GridSpacing = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     workers: Annotated[
         int | None,
@@ -269,26 +282,30 @@ def decompress(
     storage_options: StorageOptionsText = "{}",
     as_json: AsJson = False,
 ) -> None:
-    """Restore an archive, or a selection of it, into NetCDF or Zarr."""
+    """Restore an archive, or a selection of it, into NetCDF or Zarr; at points or on another grid, too."""
+    elsewhere = evaluation_request(points, grid, runs_elsewhere=bool(workers or address or no_wait))
     submit_elsewhere(context, address, no_wait)
     from pipelines import decompress as decompression
     from pipelines.restore_progress import progress_figures, progress_text
     from vcinr_batch.console import ProgressDisplay, plural, print_json, print_pairs, size_text
 
-    options = _parse_storage_options(storage_options)
+    options = parse_storage_options(storage_options)
     with ProgressDisplay(as_json) as display:
-        report = decompression.decompress(
-            archive,
-            output,
-            _parse_select(select),
-            overwrite,
-            options,
-            workers=workers,
-            address=address,
-            progress=lambda now: display.show(
-                "restore", now.samples, now.total_samples, progress_figures(now), progress_text(now)
-            ),
-        )
+        if elsewhere:
+            report = elsewhere(archive, output, _parse_select(select), overwrite, options, display)
+        else:
+            report = decompression.decompress(
+                archive,
+                output,
+                _parse_select(select),
+                overwrite,
+                options,
+                workers=workers,
+                address=address,
+                progress=lambda now: display.show(
+                    "restore", now.samples, now.total_samples, progress_figures(now), progress_text(now)
+                ),
+            )
     if as_json:
         print_json({"event": "done", **vars(report)})
     else:
@@ -310,17 +327,26 @@ def decompress(
 @app.command()
 def inspect(
     url: Annotated[str, typer.Argument(metavar="ARCHIVE_OR_BUNDLE", help="URL of an archive or a bundle.")],
+    more_sources: MoreSources = None,
     rows: Annotated[int, typer.Option(min=0, help="Also list the first rows.")] = 0,
+    plot: Plot = None,
+    against: Against = None,
+    output: PictureOutput = None,
+    overwrite: Overwrite = False,
+    member_pattern: MemberPattern = None,
     storage_options: StorageOptionsText = "{}",
     as_json: AsJson = False,
 ) -> None:
-    """Show what an archive or a bundle holds; decodes nothing."""
+    """Show what an archive or a bundle holds; decodes nothing but the sample of --plot."""
     from vcinr_batch.console import print_json, print_pairs
     from vcinr_batch.inspection import ArchiveSummary, inspect_url
     from vcinr_batch.summary_text import archive_json, archive_pairs, bundle_json, bundle_pairs
 
-    options = _parse_storage_options(storage_options)
-    with _explaining_unfinished(url, options):
+    options = parse_storage_options(storage_options)
+    sources = all_sources(against, more_sources)
+    with explaining_unfinished(url, options):
+        if draw_sample(url, plot, sources, output, overwrite, member_pattern, options, as_json):
+            return
         summary = inspect_url(url, rows, options)
     if isinstance(summary, ArchiveSummary):
         content, pairs = archive_json(summary), archive_pairs(summary)
@@ -330,6 +356,10 @@ def inspect(
         print_json({"event": "done", **content})
     else:
         print_pairs(pairs)
+
+
+app.command("report")(report_command)
+app.command("convert")(convert_command)
 
 
 @app.command()
@@ -355,12 +385,12 @@ def verify(
 
     if more_sources and not against:
         raise ConfigError(f"unexpected argument {more_sources[0]!r}; give sources after --against")
-    options = _parse_storage_options(storage_options)
+    options = parse_storage_options(storage_options)
     # A shell expands `--against data/*.nc` into one option value and further arguments.
     urls = [*(against or []), *(more_sources or [])]
     if index_only and not urls:
         raise ConfigError("--index-only compares with a source; give it with --against")
-    with _explaining_unfinished(archive, options), ProgressDisplay(as_json) as display:
+    with explaining_unfinished(archive, options), ProgressDisplay(as_json) as display:
 
         def show(done: int, total: int, problems: int) -> None:
             display.show("verify", done, total, {"problems": problems})
@@ -404,7 +434,7 @@ def repair(
 
     if more_sources and not sources:
         raise ConfigError(f"unexpected argument {more_sources[0]!r}; give sources after --source")
-    options = _parse_storage_options(storage_options)
+    options = parse_storage_options(storage_options)
     job = repairing.RepairJob(
         archive=archive,
         sources=(*(sources or []), *(more_sources or [])),
@@ -414,7 +444,7 @@ def repair(
         workers=WorkerOptions(None if address and not workers else workers, address),
         storage_options=options,
     )
-    with _explaining_unfinished(archive, options), ProgressDisplay(as_json) as display:
+    with explaining_unfinished(archive, options), ProgressDisplay(as_json) as display:
         report = repairing.repair(job, lambda stage, done, total: display.show(stage, done, total, {}))
     if as_json:
         print_json({"event": "done", "is_good": report.is_good, **vars(report)})
@@ -422,25 +452,6 @@ def repair(
         print_pairs(repair_pairs(report))
     if not report.is_good:
         raise typer.Exit(EXIT_REJECTED)
-
-
-@contextmanager
-def _explaining_unfinished(url: str, storage_options: Mapping[str, Any]) -> Iterator[None]:
-    """Where there is no archive because a job did not come to its end, say that instead."""
-    try:
-        yield
-    except SourceError as error:
-        from pipelines.shard_status import find_unfinished
-        from vcinr_batch.archive.manifest import MANIFEST_NAME
-        from vcinr_batch.storage import exists, join_url, public_url
-
-        run = None
-        with suppress(VcinrError):
-            if not exists(join_url(url, MANIFEST_NAME), storage_options=storage_options):
-                run = find_unfinished(url, storage_options)
-        if run is None:
-            raise
-        raise SourceError(f"{public_url(url)}: {run}") from error
 
 
 def _fail(message: str, code: int) -> int:
@@ -463,17 +474,6 @@ def _parse_select(texts: Sequence[str] | None) -> dict[str, str]:
             raise ConfigError(f"--select {text!r}: {dim} is selected twice; use a range A..B")
         select[dim] = label
     return select
-
-
-def _parse_storage_options(text: str) -> dict[str, Any]:
-    # The text may hold credentials: no message repeats it.
-    try:
-        options = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--storage-options: not JSON ({type(error).__name__})") from error
-    if not isinstance(options, dict):
-        raise ConfigError("--storage-options: expected a JSON object of names and values")
-    return options
 
 
 def _show_notice(as_json: bool, text: str) -> None:

@@ -114,9 +114,19 @@ def decompress_rows(rows: Sequence[ArchiveRow], opened: OpenBundle, layout: Layo
     """
     if not rows:
         return np.empty((0, layout.points_per_sample, layout.channels), np.float32)
+    values = _decode_values(opened, decompress_latents(rows, opened), layout, [row.block for row in rows])
+    values[~row_masks(rows, opened, layout)] = np.nan
+    return values
+
+
+def decompress_latents(rows: Sequence[ArchiveRow], opened: OpenBundle) -> Values:
+    """The latents that rows of one archive hold, float32 [B, L].
+
+    Raises:
+        CorruptBitstreamError: as `decompress_rows`.
+    """
     for row in rows:
         check_row(row, opened.bundle.sha256)
-    blocks = [row.block for row in rows]
     latents = np.empty((len(rows), opened.codec.transform.latent_dim), np.float32)
     quality = np.array([row.quality for row in rows])
     for level in np.unique(quality):
@@ -126,9 +136,16 @@ def decompress_rows(rows: Sequence[ArchiveRow], opened: OpenBundle, layout: Layo
                 f"{rows[at[0]].key}: quality {level}, the bundle has {opened.codec.quality_count} levels"
             )
         latents[at] = _decode_payloads(opened, [rows[i] for i in at], int(level))
-    values = _decode_values(opened, latents, layout, blocks)
-    values[~np.stack([_row_mask(row, opened.bundle, layout) for row in rows])] = np.nan
-    return values
+    return latents
+
+
+def row_masks(rows: Sequence[ArchiveRow], opened: OpenBundle, layout: Layout) -> Masks:
+    """Where rows have values, bool [B, P].
+
+    Raises:
+        CorruptBitstreamError: a row's own mask does not decode; names the sample.
+    """
+    return np.stack([_row_mask(row, opened.bundle, layout) for row in rows])
 
 
 def open_bundle(bundle: Bundle) -> OpenBundle:

@@ -140,6 +140,22 @@ def measure_index(index: PartIndex, normalizer: Normalizer, layout: Layout) -> R
     return _measure(index.blocks, index.quality, index.rmse, index.max_error, index.masks, normalizer, layout)
 
 
+def value_counts(
+    blocks: NDArray[np.int64], masks: Sequence[bytes | None], normalizer: Normalizer, layout: Layout
+) -> NDArray[np.int64]:
+    """Values inside the mask of each of N samples, int64 [N], from their blocks [N, axes] and packed masks."""
+    # The expected mask depends on the place in space and on padding, not on the hour: few different ones.
+    last = np.array(layout.block_counts) - 1
+    kinds = np.where([axis.is_time for axis in layout.axes], blocks == last, blocks)
+    _, first, kind = np.unique(kinds, axis=0, return_index=True, return_inverse=True)
+    expected = np.array([expected_mask(normalizer, layout, tuple(blocks[i].tolist())).sum() for i in first])
+    counts: NDArray[np.int64] = expected[kind.ravel()].astype(np.int64)
+    for i, mask in enumerate(masks):
+        if mask is not None:
+            counts[i] = unpack_mask(mask, layout.points_per_sample).sum()
+    return counts * layout.channels
+
+
 def add_figures(several: Iterable[RowFigures]) -> RowFigures:
     """Figures of all these rows together."""
     several = list(several)
@@ -187,7 +203,7 @@ def _measure(
 ) -> RowFigures:
     if len(blocks) == 0:
         return RowFigures()
-    counts = _value_counts(blocks, masks, normalizer, layout)
+    counts = value_counts(blocks, masks, normalizer, layout)
     ranges = range_at(normalizer, layout, [tuple(block) for block in blocks.tolist()])
     psnr = psnr_db(rmse, ranges)
     levels, level_counts = np.unique(quality, return_counts=True)
@@ -200,20 +216,6 @@ def _measure(
         lowest_psnr_db=float(psnr.min()),
         quality_counts=dict(zip(levels.tolist(), level_counts.tolist(), strict=True)),
     )
-
-
-def _value_counts(blocks: NDArray[np.int64], masks: Masks, normalizer: Normalizer, layout: Layout) -> NDArray[np.int64]:
-    """Values inside the mask of each of N samples, int64 [N]."""
-    # The expected mask depends on the place in space and on padding, not on the hour: few different ones.
-    last = np.array(layout.block_counts) - 1
-    kinds = np.where([axis.is_time for axis in layout.axes], blocks == last, blocks)
-    _, first, kind = np.unique(kinds, axis=0, return_index=True, return_inverse=True)
-    expected = np.array([expected_mask(normalizer, layout, tuple(blocks[i].tolist())).sum() for i in first])
-    counts: NDArray[np.int64] = expected[kind.ravel()].astype(np.int64)
-    for i, mask in enumerate(masks):
-        if mask is not None:
-            counts[i] = unpack_mask(mask, layout.points_per_sample).sum()
-    return counts * layout.channels
 
 
 def _check_bundle_fits(bundle: Bundle, layout: Layout) -> None:

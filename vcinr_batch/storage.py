@@ -24,11 +24,13 @@ __all__ = [
     "StorageOptions",
     "check_url",
     "create_bytes",
+    "cut_ranges",
     "exists",
     "is_file_url",
     "join_url",
     "list_urls",
     "locate",
+    "merge_ranges",
     "public_url",
     "read_bytes",
     "read_ranges",
@@ -74,7 +76,7 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]], *, storage_options:
         StoreUnavailableError: the store does not answer, or refuses the credentials.
         SourceError: the file is missing or unreadable.
     """
-    spans = _coalesce([span for span in ranges if span[1] > span[0]])
+    spans = merge_ranges(ranges)
     blobs: dict[tuple[int, int], bytes] = {}
 
     def read() -> None:
@@ -92,12 +94,7 @@ def read_ranges(url: str, ranges: Sequence[tuple[int, int]], *, storage_options:
             raise failures[0]
 
     ask_store(read, url, "read", storage_options)
-    starts = [start for start, _ in spans]
-    found = []
-    for start, stop in ranges:
-        i = bisect.bisect_right(starts, start) - 1 if stop > start else -1
-        found.append(blobs[spans[i]][start - starts[i] : stop - starts[i]] if i >= 0 else b"")
-    return found
+    return cut_ranges(ranges, spans, [blobs[span] for span in spans])
 
 
 def write_bytes(url: str, data: bytes, *, storage_options: StorageOptions = None) -> None:
@@ -257,20 +254,33 @@ def join_url(base: str, *parts: str) -> str:
     return "/".join([base.rstrip("/") if base.strip("/") else base[:-1], *parts])
 
 
-def sha256_hex(data: bytes) -> str:
-    """SHA-256 as 64 lower-case hex digits."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def _coalesce(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Disjoint ascending ranges that cover all the given ones, with gaps of more than 16 KiB between them."""
+def merge_ranges(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Disjoint ascending ranges that cover all the given ones but empty ones, with gaps of more than 16 KiB between
+    them."""
     spans: list[tuple[int, int]] = []
-    for start, stop in sorted(ranges):
+    for start, stop in sorted(span for span in ranges if span[1] > span[0]):
         if spans and start - spans[-1][1] <= _GAP_BYTES:
             spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
         else:
             spans.append((start, stop))
     return spans
+
+
+def cut_ranges(
+    ranges: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], blobs: Sequence[bytes]
+) -> list[bytes]:
+    """The bytes of ranges, in their order, out of those of `merge_ranges`."""
+    starts = [start for start, _ in spans]
+    found = []
+    for start, stop in ranges:
+        i = bisect.bisect_right(starts, start) - 1 if stop > start else -1
+        found.append(blobs[i][start - starts[i] : stop - starts[i]] if i >= 0 else b"")
+    return found
+
+
+def sha256_hex(data: bytes) -> str:
+    """SHA-256 as 64 lower-case hex digits."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def _whole_range(fs: Any, path: str, data: bytes, start: int, stop: int) -> bytes:

@@ -15,6 +15,7 @@ from vcinr_batch.archive.manifest import (
     manifest_to_json,
     read_manifest,
 )
+from vcinr_batch.data.auxiliary import Auxiliary
 from vcinr_batch.errors import (
     ArchiveExistsError,
     BitstreamError,
@@ -41,6 +42,7 @@ def make_part(**changed):
     return ArchivePart(**{**fields, **changed})
 
 
+SCALAR = {"name": "expver", "dims": [], "dtype": "text", "data": ["0001"]}
 REJECTING = {
     "rows": 4,
     "rejected": 2,
@@ -79,6 +81,19 @@ def test_a_manifest_comes_back_as_committed(url, changed, tmp_path, layouts, man
     assert found.variable == "t2m"
     assert found.bundle_path == f"models/{manifest.bundle_sha256}.safetensors"
     assert size < 900
+
+
+def test_auxiliary_variables_are_there_only_where_there_are_any(tmp_path, layouts, manifest_of):
+    layout, parts = layouts(), (make_part(),)
+    assert "auxiliary" not in manifest_to_json(manifest_of(layout, parts))
+    grid = Auxiliary("area", ("latitude", "longitude"), np.arange(6.0).reshape(2, 3), {"units": "m2"})
+    scalar = Auxiliary("expver", (), np.array("0001"))
+    content = manifest_to_json(manifest_of(layout, parts, auxiliaries=(grid, scalar)))
+    assert content["auxiliary"][1] == SCALAR
+    commit_manifest(manifest_of(layout, parts, auxiliaries=(grid, scalar)), str(tmp_path))
+    found = read_manifest(str(tmp_path))
+    assert found.auxiliaries[0].values.tolist() == grid.values.tolist()
+    assert manifest_to_json(found) == content
 
 
 def test_the_file_is_plain_json_under_gzip(tmp_path, manifest):
@@ -193,7 +208,8 @@ def test_what_is_no_manifest_is_refused_in_bounded_memory(data, expected, tmp_pa
         (["format"], "zarr", UnsupportedFormatError, "format is 'zarr', expected 'vcinr-archive'"),
         (["version"], 2, UnsupportedFormatError, "format version 2; this package reads version 1"),
         (["version"], True, UnsupportedFormatError, "format version True"),
-        (["container"], "zarr", UnsupportedFormatError, "container 'zarr'"),
+        (["container"], "hdf5", UnsupportedFormatError, "container 'hdf5'; this version reads 'parquet' and 'zarr'"),
+        (["container"], "zarr", CorruptBitstreamError, "the part of a Zarr archive, but its chunk is t2m/c/0/0/0"),
         (["bundle"], "../" * 21 + "x", CorruptBitstreamError, "not a SHA-256"),
         (["bundle"], SHA.upper(), CorruptBitstreamError, "not a SHA-256"),
         (["bundle"], SHA + "\n", CorruptBitstreamError, "not a SHA-256"),
@@ -210,6 +226,12 @@ def test_what_is_no_manifest_is_refused_in_bounded_memory(data, expected, tmp_pa
         (["attributes"], {"a": {"dtype": "<f4", "data": [[1]]}}, CorruptBitstreamError, "attributes: attribute 'a'"),
         (["layout"], None, CorruptBitstreamError, "layout"),
         (["surprise"], 1, CorruptBitstreamError, "unknown key 'surprise'"),
+        (["auxiliary"], {}, CorruptBitstreamError, "list of at most 64 auxiliary variables"),
+        (["auxiliary"], ["x"], CorruptBitstreamError, "expected an auxiliary variable as a JSON object"),
+        (["auxiliary"], [{"name": "crs"}], CorruptBitstreamError, "an auxiliary variable lacks 'data'"),
+        (["auxiliary"], [{**SCALAR, "dims": ["level"]}], CorruptBitstreamError, "'expver': expected some of time, l"),
+        (["auxiliary"], [{**SCALAR, "name": "../expver"}], CorruptBitstreamError, "not the name of an auxiliary"),
+        (["auxiliary"], [SCALAR, SCALAR], CorruptBitstreamError, "'expver' is taken already"),
         (["parts", 0, "path"], "../../etc/passwd", CorruptBitstreamError, "not a path inside an archive"),
         (["parts", 0, "path"], "/etc/passwd", CorruptBitstreamError, "not a path inside an archive"),
         (["parts", 0, "path"], "s3://bucket/x", CorruptBitstreamError, "not a path inside an archive"),

@@ -160,3 +160,17 @@ def test_json_that_is_no_grid_is_corrupt(change: dict[str, Any]) -> None:
 def test_an_impossible_grid_is_refused(parts: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Grid(**parts)
+
+
+def test_between_the_points_labels_change_linearly_and_go_on_outside_of_plain_numbers() -> None:
+    grid = Grid(("y", "x"), (3, 5), "cartesian")
+    positions = [np.array([[-0.5], [1.25]]), np.array([[0, 0.5, 4.5]])]
+    expected = [[-1.5, -1], [-1.5, -0.75], [-1.5, 1.25], [0.25, -1], [0.25, -0.75], [0.25, 1.25]]
+    assert grid.coordinates_at(positions).tolist() == expected
+
+
+def test_on_the_sphere_a_longitude_after_the_last_lies_between_it_and_the_first() -> None:
+    grid = Grid(("latitude", "longitude"), (2, 4), "sphere", np.array([60.0, 0]), np.arange(4) * 90.0, (0, 1))
+    found = grid.coordinates_at([np.array([1.0, 0.5]), np.array([3.5, 4.0])])
+    expected = [[np.sqrt(0.5), -np.sqrt(0.5), 0], [np.cos(np.pi / 6), 0, 0.5]]
+    np.testing.assert_allclose(found, expected, atol=1e-7)

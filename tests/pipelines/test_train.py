@@ -268,7 +268,7 @@ def start_vcinr(
 
 def wait_until_gone(processes: Callable[[], list[psutil.Process]]) -> None:
     """The workers of a driver that has ended are Ray's to stop."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while processes():
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -1,6 +1,7 @@
 """An archive opened for reading: which samples it holds, their rows, and their values as an xarray dataset."""
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,11 @@ from numpy.typing import NDArray
 
 from vcinr_batch.archive.manifest import MANIFEST_NAME, ArchivePart, Manifest, read_manifest
 from vcinr_batch.archive.parquet_container import PartIndex, read_index, read_rejected, read_rows
+from vcinr_batch.archive.placement import Placement
+from vcinr_batch.archive.query import Keys
 from vcinr_batch.archive.rows import ArchiveRow
 from vcinr_batch.archive.selection import Selection, make_selection, selected_positions
+from vcinr_batch.data.auxiliary import auxiliary_variable, take_auxiliary
 from vcinr_batch.data.layout import Layout, axis_variable, sample_key
 from vcinr_batch.data.samples import RejectedSample, SampleKey
 from vcinr_batch.errors import BundleMismatchError, ConfigError
@@ -19,6 +23,8 @@ from vcinr_batch.storage import StorageOptions, join_url, public_url, read_bytes
 
 if TYPE_CHECKING:
     import xarray
+
+    from vcinr_batch.compression import OpenBundle
 
 Decode = Callable[[Sequence[ArchiveRow], Layout], NDArray[np.float32]]
 """Rows -> float32 [B, P, C] in the variable's unit, NaN where there is no value."""
@@ -37,13 +43,23 @@ class SelectedRows:
 
 
 class Archive:
-    """An open archive. Holds its manifest and the indexes of the last parts read; nothing is locked or kept open."""
+    """An open archive. Holds its manifest and the indexes of the last parts read; no file is locked or kept open.
+
+    Threads may share one. Pickled, it takes its manifest along and nothing that it has read since.
+    """
 
     def __init__(self, url: str, manifest: Manifest, storage_options: StorageOptions = None) -> None:
         self.url = url
         self.manifest = manifest
         self.storage_options = storage_options
         self._indexes: dict[str, PartIndex] = {}
+        self._changing_indexes = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "manifest": self.manifest, "storage_options": self.storage_options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
     @classmethod
     def open(cls, url: str, storage_options: StorageOptions = None) -> "Archive":
@@ -72,12 +88,15 @@ class Archive:
             SourceError: the part is missing or unreachable.
             BitstreamError, UnsupportedFormatError: the part is damaged, or of a later version.
         """
-        if part.path not in self._indexes:
+        with self._changing_indexes:
+            index = self._indexes.get(part.path)
+        if index is None:
             index = read_index(self.url, part, self.layout, storage_options=self.storage_options)
-            if len(self._indexes) >= _CACHED_INDEXES:
-                del self._indexes[next(iter(self._indexes))]
-            self._indexes[part.path] = index
-        return self._indexes[part.path]
+            with self._changing_indexes:  # never while reading: other threads read other parts
+                while len(self._indexes) >= _CACHED_INDEXES:
+                    del self._indexes[next(iter(self._indexes))]
+                self._indexes[part.path] = index
+        return index
 
     def select(self, selection: Mapping[str, str] | None = None) -> list[SelectedRows]:
         """The rows whose blocks hold something of a selection, by part.
@@ -93,7 +112,15 @@ class Archive:
             SampleNotFoundError: labels that the archive does not have; names its extent.
             SourceError, BitstreamError, UnsupportedFormatError: as `index`, of the parts concerned only.
         """
-        return list(self._select(selected_positions(self.layout, selection)))
+        return list(self.select_at(selected_positions(self.layout, selection)))
+
+    def select_at(self, positions: Sequence[NDArray[np.int64]]) -> Iterator[SelectedRows]:
+        """The rows whose blocks hold any of the given positions along every axis, part by part. Raises as `index`."""
+        wanted = _wanted_blocks(self.layout, positions)
+        for part in self._parts_with(wanted):
+            chosen = _blocks_in(self.index(part).blocks, wanted)
+            if chosen.any():
+                yield SelectedRows(part, np.flatnonzero(chosen))
 
     def rows(self, selection: Mapping[str, str] | None = None) -> list[ArchiveRow]:
         """The rows of a selection, fetched by byte ranges. Arguments and errors as `select`."""
@@ -127,7 +154,8 @@ class Archive:
         return data
 
     def size_bytes(self) -> tuple[int, int]:
-        """All bytes of the archive without its bundle (manifest, parts, rejected tables), and those of the bundle.
+        """All bytes of the archive without its bundle (manifest, parts, rejected tables, Zarr's metadata and
+        coordinates), and those of the bundle.
 
         Raises:
             SourceError: manifest or bundle are missing or unreachable.
@@ -135,6 +163,11 @@ class Archive:
         options = self.storage_options
         parts = sum(part.bytes + part.rejected_bytes for part in self.manifest.parts)
         manifest = size_bytes(join_url(self.url, MANIFEST_NAME), storage_options=options)
+        if self.manifest.container == "zarr":
+            from vcinr_batch.archive.zarr_container import zarr_paths
+
+            paths = zarr_paths(self.url, self.manifest, options)
+            manifest += sum(size_bytes(join_url(self.url, path), storage_options=options) for path in paths)
         return parts + manifest, size_bytes(join_url(self.url, self.manifest.bundle_path), storage_options=options)
 
     def to_xarray(self, selection: Mapping[str, str] | None = None, decode: Decode | None = None) -> "xarray.Dataset":
@@ -172,6 +205,11 @@ class Archive:
         import xarray
 
         coords = {axis.name: axis_variable(axis) for axis in selected.axes}
+        for whole in self.manifest.auxiliaries:
+            part = whole
+            for dim, places in zip(self.layout.dims, selected.places, strict=True):
+                part = take_auxiliary(part, dim, places)
+            coords[part.name] = auxiliary_variable(part)
         return xarray.Dataset(coords=coords, attrs=dict(self.manifest.dataset_attributes))
 
     def sample_count(self, selected: Selection) -> tuple[int, int]:
@@ -209,38 +247,81 @@ class Archive:
         """
         layout = self.layout
         values = _allocate((*map(len, places), layout.channels))
-        by_block = [_by_block(p, length) for p, length in zip(places, layout.block_shape, strict=True)]
+        placement = Placement(places, layout.block_shape)
         batch = max(1, _BATCH_VALUES // (layout.points_per_sample * layout.channels))
-        for chosen in self._select(places):
-            for first in range(0, len(chosen.positions), batch):
-                rows = self._read(chosen.part, chosen.positions[first : first + batch])
-                for row, decoded in zip(rows, decode(rows, layout), strict=True):
-                    pairs = [along[i] for along, i in zip(by_block, row.block, strict=True)]
-                    block = decoded.reshape(*layout.block_shape, layout.channels)
-                    values[np.ix_(*(there for there, _ in pairs))] = block[np.ix_(*(inside for _, inside in pairs))]
+        for rows in self._row_batches(places, batch):
+            for row, decoded in zip(rows, decode(rows, layout), strict=True):
+                placement.put(row.block, decoded.reshape(*layout.block_shape, layout.channels), values)
         return values
 
+    def evaluate(self, keys: Keys = None, **coordinates: Any) -> "xarray.DataArray":
+        """Decode at any coordinates of the grid's dimensions: `evaluate(latitude=52.1, longitude=[4.2, 4.3])`.
+
+        The network is a function of the coordinates and is evaluated there, on the very points; what the bundle has as
+        tables on the grid (the background and the linear term) is interpolated between the grid's points: cubic, linear
+        where cubic would need a point without a value. At the grid's points the result is what `to_xarray` gives, but
+        for the last digits of float32.
+
+        Between the grid's points trust the result as you would trust a careful interpolation, no more. The source is as
+        fine as its grid: the network adds no information below that, and the errors recorded with the samples are
+        measured at the grid's points only. Where blocks tile the grid, the network at a point is that of the tile
+        around it, so that joints between tiles may show steps.
+
+        Args:
+            keys: which samples: a selection as `select` takes it, sample keys (or their texts), or None for all.
+            coordinates: along each of the grid's dimensions a number, which takes the dimension away, or a list, which
+                makes a region with the other lists; xarray.DataArrays that share one dimension of another name are
+                points. Dimensions left out are on the grid. Longitudes count modulo 360, any order will do, and
+                `latitude` and `longitude` are known by these names as well.
+
+        Returns:
+            float32, dimensions and attributes as `to_xarray` has them, in the order asked for; points last. NaN where
+            there is no value: in rejected samples of a selection, and where one of the (two along each dimension)
+            points of the grid around has none; nothing is filled in from further away.
+
+        Raises:
+            ConfigError: no such dimension; coordinates that are no finite numbers or lie outside of the grid (names its
+                extent: nothing is extrapolated); as `select`; or an answer that does not fit into memory.
+            SampleNotFoundError: as `select`, or one of the keys has no sample; names it.
+            SourceError, BitstreamError, UnsupportedFormatError, BundleMismatchError: as `to_xarray`.
+        """
+        from vcinr_batch.evaluation import evaluate
+
+        return evaluate(self, keys, coordinates)
+
     def decoder(self) -> Decode:
-        """Decodes rows with the archive's own bundle.
+        """Decodes rows with the archive's own bundle. Raises as `opened_bundle`."""
+        from vcinr_batch.compression import decompress_rows
+
+        opened = self.opened_bundle()
+        return lambda rows, layout: decompress_rows(rows, opened, layout)
+
+    def opened_bundle(self) -> "OpenBundle":
+        """The archive's own bundle, which is opened once per process.
 
         Raises:
             SourceError, BitstreamError, UnsupportedFormatError, BundleMismatchError: the bundle is missing, damaged, of
                 a later version or not the archive's.
         """
-        from vcinr_batch.bundle import parse_bundle
-        from vcinr_batch.compression import decompress_rows, open_bundle
+        from vcinr_batch.bundle_cache import is_remote_url, open_bundle_of
 
-        url = join_url(self.url, self.manifest.bundle_path)
-        opened = open_bundle(parse_bundle(self.bundle_bytes(), self.manifest.bundle_sha256, public_url(url)))
-        return lambda rows, layout: decompress_rows(rows, opened, layout)
+        name = public_url(join_url(self.url, self.manifest.bundle_path))
+        is_remote = is_remote_url(self.url, self.storage_options)
+        return open_bundle_of(self.manifest.bundle_sha256, self.bundle_bytes, name, is_remote)
 
-    def _select(self, positions: Sequence[NDArray[np.int64]]) -> Iterator[SelectedRows]:
-        """Rows whose blocks hold any of the given positions along every axis."""
-        wanted = _wanted_blocks(self.layout, positions)
-        for part in self._parts_with(wanted):
-            chosen = _blocks_in(self.index(part).blocks, wanted)
-            if chosen.any():
-                yield SelectedRows(part, np.flatnonzero(chosen))
+    def _row_batches(self, places: Sequence[NDArray[np.int64]], size: int) -> Iterator[list[ArchiveRow]]:
+        """The rows that hold any of the given positions, `size` at a time, whatever parts they come from."""
+        waiting: list[ArchiveRow] = []
+        for chosen in self.select_at(places):
+            left = chosen.positions
+            while left.size:
+                taken, left = np.split(left, [size - len(waiting)])
+                waiting += self._read(chosen.part, taken)
+                if len(waiting) == size:
+                    yield waiting
+                    waiting = []
+        if waiting:
+            yield waiting
 
     def _parts_with(self, wanted: Sequence[NDArray[np.bool_]]) -> Iterator[ArchivePart]:
         """Parts whose shard has a wanted block along every axis."""
@@ -281,14 +362,3 @@ def _allocate(shape: tuple[int, ...]) -> NDArray[np.float32]:
     except (MemoryError, ValueError) as error:
         gigabytes = 4 * math.prod(shape) / 1e9
         raise ConfigError(f"the selection has shape {shape}, {gigabytes:.0f} GB: select less") from error
-
-
-def _by_block(places: NDArray[np.int64], length: int) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Block index -> where its labels stand in `places`, and where within the block."""
-    blocks = places // length
-    order = np.argsort(blocks, kind="stable")
-    found, first = np.unique(blocks[order], return_index=True)
-    return {
-        int(block): (there, places[there] - block * length)
-        for block, there in zip(found, np.split(order, first[1:]), strict=True)
-    }

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vcinr_batch.archive.chunk_grid import check_chunk_keys
 from vcinr_batch.data.attributes_json import attributes_from_json, attributes_to_json
+from vcinr_batch.data.auxiliary import Auxiliary, auxiliaries_from_json, auxiliaries_to_json
 from vcinr_batch.data.axis_json import checked_int, checked_object
 from vcinr_batch.data.layout import MAX_POINTS, Layout, layout_from_json, layout_to_json
 from vcinr_batch.errors import ConfigError, CorruptBitstreamError, SourceError, UnsupportedFormatError
@@ -18,6 +20,8 @@ from vcinr_batch.storage import StorageOptions, create_bytes, join_url, public_u
 MANIFEST_NAME = "manifest.json.gz"
 FORMAT_NAME = "vcinr-archive"
 FORMAT_VERSION = 1
+
+CONTAINERS = ("parquet", "zarr")
 
 _MAX_BYTES = 64 << 20
 _GZIP_HEADER = bytes([0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 2, 255])  # deflate, no name, no time, best compression, no system
@@ -84,6 +88,9 @@ class Manifest:
     generator: str
     """Who wrote it, e.g. `vcinr-batch 0.1.0`."""
     container: str = field(default="parquet")
+    """One of `CONTAINERS`: what the parts lie in, as files of any name or as the chunks of a Zarr array."""
+    auxiliaries: tuple[Auxiliary, ...] = ()
+    """Variables that go with the values: coordinates that are no axes, grid mappings."""
 
     def __post_init__(self) -> None:
         if not _SHA256.fullmatch(self.bundle_sha256):
@@ -98,6 +105,10 @@ class Manifest:
         found = sum(part.sample_count for part in self.parts)
         if found != self.layout.sample_count or len({part.start for part in self.parts}) != len(self.parts):
             raise ConfigError(f"the parts have {found} samples, the layout {self.layout.sample_count}")
+        if self.container not in CONTAINERS:
+            raise ConfigError(f"container {self.container[:40]!r}; known are {', '.join(CONTAINERS)}")
+        if self.container == "zarr":
+            check_chunk_keys(self.layout, self.parts)
 
     @property
     def variable(self) -> str:
@@ -147,13 +158,26 @@ def read_manifest(url: str, *, storage_options: StorageOptions = None) -> Manife
         UnsupportedFormatError: another format, or a version that this package does not read.
         TruncatedBitstreamError, CorruptBitstreamError: damaged or not a manifest.
     """
-    name = f"manifest of {public_url(url)}"
     try:
         data = read_bytes(join_url(url, MANIFEST_NAME), 0, _MAX_BYTES + 1, storage_options=storage_options)
     except SourceError as error:
         if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             raise SourceError(f"no archive at {public_url(url)} (no {MANIFEST_NAME})") from error
         raise
+    return parse_manifest(data, f"manifest of {public_url(url)}")
+
+
+def parse_manifest(data: bytes, name: str) -> Manifest:
+    """Mirror of `manifest_data`, for bytes that anyone may have written; inflates 64 MiB at most.
+
+    Args:
+        data: of the file.
+        name: of the file, for messages.
+
+    Raises:
+        UnsupportedFormatError: another format, or a version that this package does not read.
+        TruncatedBitstreamError, CorruptBitstreamError: damaged or not a manifest.
+    """
     try:
         return manifest_from_json(json.loads(_gunzip(data)))
     except (CorruptBitstreamError, UnsupportedFormatError) as error:
@@ -164,7 +188,7 @@ def read_manifest(url: str, *, storage_options: StorageOptions = None) -> Manife
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     """The manifest as plain JSON values."""
-    return {
+    content = {
         "format": FORMAT_NAME,
         "version": FORMAT_VERSION,
         "generator": manifest.generator,
@@ -180,6 +204,9 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "container": manifest.container,
         "parts": [part_to_json(part) for part in manifest.parts],
     }
+    if manifest.auxiliaries:
+        content["auxiliary"] = auxiliaries_to_json(manifest.auxiliaries)
+    return content
 
 
 def manifest_from_json(content: Any) -> Manifest:
@@ -193,11 +220,12 @@ def manifest_from_json(content: Any) -> Manifest:
     text_keys = {"generator", "unit", "bundle", "container"}
     object_keys = {"attributes", "dataset_attributes", "encoding", "quality"}
     other_keys = {"format", "version", "layout", "source_bits", "sources", "parts"}
-    fields = checked_object(content, "a manifest", text_keys | object_keys | other_keys)
+    fields = checked_object(content, "a manifest", text_keys | object_keys | other_keys, {"auxiliary"})
     texts = {key: _checked_text(fields[key], key) for key in text_keys}
     objects = {key: attributes_from_json(fields[key], key) for key in object_keys}
-    if texts["container"] != "parquet":
-        raise UnsupportedFormatError(f"container {texts['container'][:40]!r}; this version reads 'parquet'")
+    if texts["container"] not in CONTAINERS:
+        known = " and ".join(map(repr, CONTAINERS))
+        raise UnsupportedFormatError(f"container {texts['container'][:40]!r}; this version reads {known}")
     if not isinstance(fields["sources"], list) or not isinstance(fields["parts"], list):
         raise CorruptBitstreamError("sources and parts must be lists")
     layout = layout_from_json(fields["layout"])
@@ -220,6 +248,8 @@ def manifest_from_json(content: Any) -> Manifest:
             quality=objects["quality"],
             parts=tuple(part_from_json(part, len(layout.axes)) for part in fields["parts"]),
             generator=texts["generator"],
+            container=texts["container"],
+            auxiliaries=auxiliaries_from_json(fields.get("auxiliary", []), layout),
         )
     except ConfigError as error:
         raise CorruptBitstreamError(str(error)) from error

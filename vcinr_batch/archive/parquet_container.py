@@ -34,7 +34,16 @@ from vcinr_batch.errors import (
 )
 from vcinr_batch.storage import StorageOptions, join_url, read_bytes, read_ranges, sha256_hex, write_bytes
 
-__all__ = ["PartIndex", "read_index", "read_rejected", "read_rows", "write_part"]
+__all__ = [
+    "PartIndex",
+    "content_path",
+    "make_rows",
+    "parse_index",
+    "read_index",
+    "read_rejected",
+    "read_rows",
+    "write_part",
+]
 
 _HASH_DIGITS = 12
 
@@ -77,7 +86,8 @@ def write_part(
     pieces = [data[a:b] for a, b in index_ranges(len(data), payloads)]
     _check_readable(data, decode_index(pieces, len(data), payloads, layout, (start, stop)), ordered, name)
     table = _write_rejected(refused, layout, url, name, storage_options) if refused else {}
-    path, sha256, crc32 = _content_path("parts", name, data), sha256_hex(data), index_crc32(pieces)
+    sha256, crc32 = sha256_hex(data), index_crc32(pieces)
+    path = content_path("parts", name, sha256)
     part = ArchivePart(path, len(rows), len(data), sha256, crc32, tuple(payloads), start, stop, **table)
     write_bytes(join_url(url, part.path), data, storage_options=storage_options)
     return part
@@ -98,7 +108,22 @@ def read_index(url: str, part: ArchivePart, layout: Layout, *, storage_options: 
     """
     with _naming(part.path):
         ranges = index_ranges(part.bytes, part.payloads)
-        pieces = read_ranges(join_url(url, part.path), ranges, storage_options=storage_options)
+    return parse_index(read_ranges(join_url(url, part.path), ranges, storage_options=storage_options), part, layout)
+
+
+def parse_index(pieces: Sequence[bytes], part: ArchivePart, layout: Layout) -> PartIndex:
+    """What `read_index` gives, from bytes that were fetched in another way.
+
+    Args:
+        pieces: what stands at `index_ranges` of the part.
+        part: from the archive's manifest.
+        layout: from the archive's manifest.
+
+    Raises:
+        TruncatedBitstreamError, CorruptBitstreamError, UnsupportedFormatError: as `read_index`.
+    """
+    with _naming(part.path):
+        ranges = index_ranges(part.bytes, part.payloads)
         for piece, (start, stop) in zip(pieces, ranges, strict=True):
             if len(piece) != stop - start:
                 raise TruncatedBitstreamError(f"got {len(piece)} of the bytes {start} to {stop}")
@@ -133,8 +158,20 @@ def read_rows(
     starts, lengths = index.payload_start[chosen], index.payload_bytes[chosen]
     ranges = list(zip(starts.tolist(), (starts + lengths).tolist(), strict=True))
     payloads = read_ranges(join_url(url, part.path), ranges, storage_options=storage_options)
-    rows = [_row(index, i, payload, layout) for i, payload in zip(chosen.tolist(), payloads, strict=True)]
-    for row, (start, stop) in zip(rows, ranges, strict=True):
+    return make_rows(part, index, chosen, payloads, layout)
+
+
+def make_rows(
+    part: ArchivePart, index: PartIndex, positions: NDArray[np.int64], payloads: Sequence[bytes], layout: Layout
+) -> list[ArchiveRow]:
+    """What `read_rows` gives, from payloads that were fetched in another way, in the order of the positions.
+
+    Raises:
+        TruncatedBitstreamError: a payload is not whole.
+    """
+    rows = [_row(index, i, payload, layout) for i, payload in zip(positions.tolist(), payloads, strict=True)]
+    for row, i in zip(rows, positions.tolist(), strict=True):
+        start, stop = int(index.payload_start[i]), int(index.payload_start[i] + index.payload_bytes[i])
         if len(row.payload) != stop - start:
             raise TruncatedBitstreamError(
                 f"{part.path}: {row.key}: got {len(row.payload)} of the bytes {start} to {stop}"
@@ -164,6 +201,11 @@ def read_rejected(
         return decode_rejected(data, part.rejected, layout, (part.start, part.stop))
 
 
+def content_path(folder: str, name: str, sha256: str) -> str:
+    """Where a file lies in a Parquet archive: its shard's name and the beginning of its digest."""
+    return f"{folder}/{name}-{sha256[:_HASH_DIGITS]}.parquet"
+
+
 def _row(index: PartIndex, i: int, payload: bytes, layout: Layout) -> ArchiveRow:
     block = tuple(index.blocks[i].tolist())
     return ArchiveRow(
@@ -183,14 +225,10 @@ def _write_rejected(
 ) -> dict[str, Any]:
     """Write the table and return what an `ArchivePart` says about it."""
     data = encode_rejected(samples, layout)
-    path = _content_path("rejected", name, data)
+    path = content_path("rejected", name, sha256_hex(data))
     write_bytes(join_url(url, path), data, storage_options=storage_options)
     sizes = {"rejected": len(samples), "rejected_bytes": len(data)}
     return {**sizes, "rejected_path": path, "rejected_sha256": sha256_hex(data)}
-
-
-def _content_path(folder: str, name: str, data: bytes) -> str:
-    return f"{folder}/{name}-{sha256_hex(data)[:_HASH_DIGITS]}.parquet"
 
 
 def _check_complete(

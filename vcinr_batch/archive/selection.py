@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vcinr_batch.data.auxiliary import CHANNEL_DIM as CHANNEL_DIM
 from vcinr_batch.data.axes import Axis, axis_index, source_order, take_labels
 from vcinr_batch.data.layout import Layout
 from vcinr_batch.errors import ConfigError
-
-CHANNEL_DIM = "channel"
 
 
 @dataclass(frozen=True, eq=False)

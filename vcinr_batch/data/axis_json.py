@@ -53,7 +53,7 @@ def axis_from_json(content: Any, label_cap: int = LABEL_CAP) -> Axis:
         if axis.values.dtype != values.dtype or not np.array_equal(axis.values, values):
             raise CorruptBitstreamError(f"axis {name!r}: its labels in the source's order are others")
     if axis.is_time:
-        _check_time(axis)
+        check_time(axis)
     return axis
 
 
@@ -81,6 +81,22 @@ def checked_int(content: Any, what: str, low: int, high: int) -> int:
     if not isinstance(content, int) or isinstance(content, bool) or not low <= content <= high:
         raise CorruptBitstreamError(f"{what} must be an integer from {low} to {high}, got {str(content)[:40]!r}")
     return content
+
+
+def check_time(axis: Axis) -> None:
+    """Make sure that labels from an untrusted file are times that can be calculated with.
+
+    Raises:
+        CorruptBitstreamError: other units, another calendar, or times beyond what these can express.
+    """
+    units, calendar = str(axis.attributes["units"]), str(axis.attributes.get("calendar", "standard"))
+    try:
+        check_units(units, calendar)
+        if axis.values.dtype.kind != "i" or not _within_time(axis.values, units):
+            raise ConfigError("its labels are no times")
+        decode_times(axis.values[[int(axis.values.argmin()), int(axis.values.argmax())]], units, calendar)
+    except ConfigError as error:
+        raise CorruptBitstreamError(f"axis {axis.name!r}: {error}") from error
 
 
 def _labels_to_json(values: NDArray[Any]) -> list[str] | dict[str, Any]:
@@ -167,17 +183,6 @@ def _packed_from_json(content: dict[str, Any], name: str, label_cap: int) -> NDA
     if not np.isfinite(values).all():
         raise CorruptBitstreamError(f"axis {name!r}: a label is not a finite number")
     return values
-
-
-def _check_time(axis: Axis) -> None:
-    units, calendar = str(axis.attributes["units"]), str(axis.attributes.get("calendar", "standard"))
-    try:
-        check_units(units, calendar)
-        if axis.values.dtype.kind != "i" or not _within_time(axis.values, units):
-            raise ConfigError("its labels are no times")
-        decode_times(axis.values[[int(axis.values.argmin()), int(axis.values.argmax())]], units, calendar)
-    except ConfigError as error:
-        raise CorruptBitstreamError(f"axis {axis.name!r}: {error}") from error
 
 
 def _within_time(values: NDArray[np.int64], units: str) -> bool:

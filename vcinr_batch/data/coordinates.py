@@ -1,6 +1,7 @@
 """Where the points of a sample are: the network's input, the same for all samples of a bundle."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,25 +68,52 @@ class Grid:
         Returns:
             float32 [P, D], row-major points.
         """
-        columns = [
-            *self._sphere_columns(),
-            *(self._spread(np.linspace(-1, 1, self.shape[k]), k) for k in self._linear_dims),
-        ]
-        if not columns:
-            return np.zeros((self.point_count, 1), np.float32)
-        points = np.stack(np.broadcast_arrays(*columns), axis=-1)
-        full = np.broadcast_to(points, (*self.shape, points.shape[-1]))
-        return np.ascontiguousarray(full.reshape(self.point_count, -1), dtype=np.float32)
+        return self.coordinates_at(
+            [np.arange(n, dtype=np.float64).reshape(self._alone(k)) for k, n in enumerate(self.shape)]
+        )
 
-    def _sphere_columns(self) -> list[NDArray[np.float64]]:
+    def coordinates_at(self, positions: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
+        """What the network sees at fractional positions, by the transform of `coordinates`; at whole ones the same.
+
+        Between two labels, latitudes, longitudes and the numbers from -1 to 1 change linearly; the latter go on outside
+        of the grid. A longitude after the last label lies between it and the first one.
+
+        Args:
+            positions: for every dimension of the grid, arrays that broadcast together; of latitude 0 to n - 1, of
+                longitude 0 to n.
+
+        Returns:
+            float32 [P, D], row-major in the shape that they broadcast to.
+        """
+        shape = np.broadcast_shapes(*(along.shape for along in positions))
+        columns = [*self._sphere_columns(positions), *(self._linear_column(k, positions[k]) for k in self._linear_dims)]
+        if not columns:
+            return np.zeros((math.prod(shape), 1), np.float32)
+        points = np.stack(np.broadcast_arrays(*columns), axis=-1)
+        full = np.broadcast_to(points, (*shape, points.shape[-1]))
+        return np.ascontiguousarray(full.reshape(math.prod(shape), -1), dtype=np.float32)
+
+    def _sphere_columns(self, positions: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
         if self.latitude_deg is None or self.longitude_deg is None or self.geographic_dims is None:
             return []
-        latitude = self._spread(np.deg2rad(self.latitude_deg), self.geographic_dims[0])
-        longitude = self._spread(np.deg2rad(self.longitude_deg), self.geographic_dims[1])
+        once_round = np.append(self.longitude_deg, self.longitude_deg[0] + 360.0)
+        latitude = np.deg2rad(_label_at(self.latitude_deg, positions[self.geographic_dims[0]]))
+        longitude = np.deg2rad(_label_at(once_round, positions[self.geographic_dims[1]]))
         return [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)]
 
-    def _spread(self, values: NDArray[np.float64], dim: int) -> NDArray[np.float64]:
-        return values.reshape([-1 if k == dim else 1 for k in range(len(self.shape))])
+    def _linear_column(self, k: int, positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        n = self.shape[k]
+        outside = positions - np.clip(positions, 0, n - 1)
+        inside = _label_at(np.linspace(-1, 1, n), positions)
+        return np.where(outside == 0, inside, inside + outside * (2 / (n - 1)))
+
+    def _alone(self, dim: int) -> list[int]:
+        return [-1 if k == dim else 1 for k in range(len(self.shape))]
+
+
+def _label_at(labels: NDArray[np.float64], positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Labels at fractional positions; at whole ones exactly those of the grid."""
+    return np.interp(positions, np.arange(len(labels)), labels)
 
 
 def make_grid(layout: Layout, system: Literal["auto", "sphere", "cartesian"]) -> Grid:

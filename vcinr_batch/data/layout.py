@@ -131,6 +131,8 @@ def axis_variable(axis: Axis) -> "xarray.Variable":
         "units": str(axis.attributes.get("source_units", units)),
         "calendar": str(axis.attributes.get("source_calendar", calendar)),
     }
+    if axis.attributes.get("source_dtype") == "float64":
+        encoding["dtype"] = "float64"
     return xarray.Variable((axis.name,), decode_times(labels, units, calendar), attributes, encoding)
 
 

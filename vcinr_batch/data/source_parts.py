@@ -1,17 +1,21 @@
 """What one file of a source holds: its axes, its encoding, and which variables there are to choose from."""
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import xarray
 from numpy.typing import NDArray
 
-from vcinr_batch.data.attributes_json import attributes_from_json, attributes_to_json
 from vcinr_batch.data.axes import Axis, make_axis
 from vcinr_batch.data.grib_headers import grib_bits_per_value, grib_variables
+from vcinr_batch.data.source_auxiliary import (
+    FileAuxiliaries,
+    read_auxiliaries,
+    source_attributes,
+    source_time_attributes,
+)
 from vcinr_batch.data.stores import StoreFile, find_store, open_store, reading
 from vcinr_batch.data.times import encode_times
 from vcinr_batch.errors import ConfigError, SourceError
@@ -35,6 +39,7 @@ class SourcePart:
     encoding: Mapping[str, Any]
     source_bits: int
     chunk_shape: tuple[int, ...]
+    auxiliaries: FileAuxiliaries = field(default_factory=FileAuxiliaries)
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -121,7 +126,7 @@ def _describe(file: StoreFile, dataset: xarray.Dataset, name: str, storage_optio
     scalars = {
         str(key): _to_axis(str(key), coordinate.variable.set_dims({str(key): 1}))
         for key, coordinate in array.coords.items()
-        if coordinate.ndim == 0 and coordinate.dtype.kind in "biufMUSO"
+        if coordinate.ndim == 0 and coordinate.dtype.kind in "biufMUSO" and not bool(coordinate.isnull())
     }
     if "time" in scalars and scalars["time"].is_time and not any(axis.is_time for axis in axes):
         axes.insert(0, scalars.pop("time"))  # one field per file: its time tells the samples apart
@@ -135,14 +140,15 @@ def _describe(file: StoreFile, dataset: xarray.Dataset, name: str, storage_optio
         variable=name,
         axes=tuple(axes),
         scalars=scalars,
-        attributes=_attributes(array.attrs),
+        attributes=source_attributes(array.attrs),
         # cfgrib writes the hour of reading into the history.
-        dataset_attributes=_attributes(
+        dataset_attributes=source_attributes(
             {k: v for k, v in dataset.attrs.items() if not (k == "history" and file.format == "grib")}
         ),
         encoding=encoding,
         source_bits=bits,
         chunk_shape=tuple(_chunk_length(array, axis, file) for axis in axes),
+        auxiliaries=read_auxiliaries(array, [axis.name for axis in axes]),
     )
 
 
@@ -153,12 +159,12 @@ def _read_axis(dataset: xarray.Dataset, dim: str) -> Axis:
 
 
 def _to_axis(name: str, variable: xarray.Variable) -> Axis:
-    values, attributes = variable.values, _attributes(variable.attrs)
+    values, attributes = variable.values, source_attributes(variable.attrs)
     if values.dtype.kind == "M" or (values.dtype.kind == "O" and hasattr(values.ravel()[0], "calendar")):
         if values.dtype.kind == "M" and np.isnat(values).any():
             raise SourceError(f"dimension {name!r} has missing times")
         labels, units, calendar = encode_times(values)
-        attributes |= _source_time(variable, calendar) | {"units": units, "calendar": calendar}
+        attributes |= source_time_attributes(variable, calendar) | {"units": units, "calendar": calendar}
         return make_axis(name, labels, attributes)
     if values.dtype.kind not in "biuf":
         return make_axis(name, values.astype(str), attributes)
@@ -178,18 +184,10 @@ def _wide(values: NDArray[Any]) -> NDArray[Any]:
     return np.array([float(str(value)) for value in values], dtype=np.float64)
 
 
-def _source_time(variable: xarray.Variable, calendar: str) -> dict[str, str]:
-    """The source's own units and calendar; midnight is left out, which some containers write and others do not."""
-    units = str(variable.encoding.get("units", ""))
-    source_calendar = str(variable.encoding.get("calendar", calendar))
-    kept = {"source_units": re.sub(r"[T ]0?0:00(:00(\.0*)?)?Z?$", "", units)} if units else {}
-    return kept | ({"source_calendar": source_calendar} if source_calendar != calendar else {})
-
-
 def _encoding(array: xarray.DataArray) -> dict[str, Any]:
     dtype = np.dtype(array.encoding.get("dtype", array.dtype))
     kept = {key: array.encoding[key] for key in _ENCODING_KEYS if array.encoding.get(key) is not None}
-    return {"dtype": dtype.name} | _attributes(kept)
+    return {"dtype": dtype.name} | source_attributes(kept)
 
 
 def _chunk_length(array: xarray.DataArray, axis: Axis, file: StoreFile) -> int:
@@ -198,8 +196,3 @@ def _chunk_length(array: xarray.DataArray, axis: Axis, file: StoreFile) -> int:
         return len(axis) if axis.name in _GRIB_GRID_DIMS else 1
     length = array.encoding.get("preferred_chunks", {}).get(axis.name, 1)
     return int(length if np.ndim(length) == 0 else length[0])
-
-
-def _attributes(attributes: Mapping[Any, Any]) -> dict[str, Any]:
-    """As a manifest gives them back: numbers of their type, anything that it has no word for as text."""
-    return attributes_from_json(attributes_to_json(attributes), "a source")

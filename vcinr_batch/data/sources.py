@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise, product
+from itertools import islice, pairwise, product
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import xarray
 from numpy.typing import NDArray
 
 from vcinr_batch.config import SourceConfig
+from vcinr_batch.data.auxiliary import Auxiliary, take_auxiliary
+from vcinr_batch.data.auxiliary_joining import join_auxiliaries, share_auxiliaries
 from vcinr_batch.data.axes import Axis, axis_index, source_order, take_labels
 from vcinr_batch.data.source_joining import join_parts
 from vcinr_batch.data.source_parts import SourcePart, open_part
@@ -48,6 +50,10 @@ class FieldSource:
     """The time dimension, along which files are joined."""
     has_members: bool
     storage_options: Mapping[str, Any] = field(repr=False)
+    auxiliaries: tuple[Auxiliary, ...] = field(default=(), repr=False)
+    """What goes with the values beside their axes; labels as on the axes."""
+    left_out: tuple[str, ...] = ()
+    """Names of auxiliary variables that are not among them: too large, or not the same in all files."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,7 +81,8 @@ def open_fields(
     options = dict(storage_options or {})
     expanded = expand_urls(urls, options)
     groups = group_by_member(expanded, config.member_pattern)
-    parts = {member: [open_part(url, config.variable, options) for url in group] for member, group in groups.items()}
+    opened = iter(share_auxiliaries(open_part(url, config.variable, options) for g in groups.values() for url in g))
+    parts = {member: list(islice(opened, len(group))) for member, group in groups.items()}
     source = _join(expanded, parts, options, config.member_pattern is not None)
     first = next(iter(parts.values()))[0]
     return _select(source, config.select, first.scalars)
@@ -187,6 +194,7 @@ def _join(
     flat = [part for group in groups for part in group]
     first = flat[0]
     time = join_parts(groups)
+    auxiliaries = join_auxiliaries(groups, time, has_members)
     axes = [time.axis if time.axis and axis.name == time.axis.name else axis for axis in first.axes]
     places = [source_order(axis) for axis in axes]
     chunk_shape = [min(chunk, len(axis)) for chunk, axis in zip(first.chunk_shape, axes, strict=True)]
@@ -199,7 +207,7 @@ def _join(
         variable=first.variable,
         axes=tuple(axes),
         unit=str(first.attributes.get("units", "")),
-        attributes=first.attributes,
+        attributes={**first.attributes, **auxiliaries.relations},
         dataset_attributes=first.dataset_attributes,
         encoding=first.encoding,
         source_bits=max(part.source_bits for part in flat),
@@ -211,6 +219,8 @@ def _join(
         joined_dim=None if time.axis is None else time.axis.name,
         has_members=has_members,
         storage_options=options,
+        auxiliaries=auxiliaries.variables,
+        left_out=auxiliaries.left_out,
     )
 
 
@@ -242,4 +252,5 @@ def _select_along(source: FieldSource, k: int, text: str) -> FieldSource:
         chunk_shape=(*source.chunk_shape[:k], min(source.chunk_shape[k], len(axis)), *source.chunk_shape[k + 1 :]),
         file_index=source.file_index[where],
         joined_places=source.joined_places[where],
+        auxiliaries=tuple(take_auxiliary(auxiliary, axis.name, kept) for auxiliary in source.auxiliaries),
     )

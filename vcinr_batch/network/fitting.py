@@ -165,6 +165,27 @@ def decode_latents(network: GatedSiren, latents: Tensor) -> Tensor:
     return torch.cat([network(part) for part in torch.split(latents, _batch_size(network))])
 
 
+@torch.no_grad()
+def decode_linear_term(network: GatedSiren, latents: Tensor) -> Tensor:
+    """Latents [B, L] -> what the linear term alone has on the grid, float32 [B, P, C]; zeros where there is none."""
+    if network.linear is None:
+        return torch.zeros(len(latents), len(network.coordinates), network.channels)
+    values: Tensor = network.linear(latents - network.phi0)
+    return values
+
+
+@torch.no_grad()
+def decode_siren(network: GatedSiren, latents: Tensor, coordinates: Tensor) -> Tensor:
+    """What the SIREN alone has at any coordinates [P, D], float32 [B, P, C], in pieces of bounded memory."""
+    points = max(1, DECODE_FLOATS // network.config.hidden_dim)
+    return torch.cat([_decode_siren_piece(network, latents, part) for part in torch.split(coordinates, points)], dim=1)
+
+
+def _decode_siren_piece(network: GatedSiren, latents: Tensor, coordinates: Tensor) -> Tensor:
+    size = max(1, DECODE_FLOATS // (network.config.hidden_dim * max(len(coordinates), network.config.hidden_dim)))
+    return torch.cat([network.at_coordinates(part, coordinates) for part in torch.split(latents, size)])
+
+
 def _chord_steps(
     network: GatedSiren, solver: ClosedFormSolver, latents: Tensor, values: Tensor, steps: int, mask: Tensor | None
 ) -> Tensor:

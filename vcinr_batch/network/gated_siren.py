@@ -53,13 +53,18 @@ class GatedSiren(nn.Module):
     def forward(self, latents: Tensor, points: Tensor | None = None) -> Tensor:
         """Decode latents [B, L] to values [B, P, C] at all grid points, or at those of the given indices [P]."""
         values = torch.zeros((), device=latents.device)
-        if self.siren is not None and self.modulation is not None:
-            coordinates = self.coordinates if points is None else self.coordinates[points]
-            weight, bias = self.modulation(latents, self.siren.weight, self.siren.bias)
-            values = evaluate_siren(self.siren, coordinates, weight, bias)
+        if self.siren is not None:
+            values = self.at_coordinates(latents, self.coordinates if points is None else self.coordinates[points])
         if self.linear is not None:
             values = values + self.linear(latents - self.phi0, points)
         return values
+
+    def at_coordinates(self, latents: Tensor, coordinates: Tensor) -> Tensor:
+        """The SIREN alone, of latents [B, L] at any coordinates [P, D], on the grid or not: [B, P, C]."""
+        assert self.siren is not None
+        assert self.modulation is not None
+        weight, bias = self.modulation(latents, self.siren.weight, self.siren.bias)
+        return evaluate_siren(self.siren, coordinates, weight, bias)
 
 
 def parameter_shapes(
