@@ -15,6 +15,7 @@ import pytest
 import xarray as xr
 
 from pipelines.convert import convert
+from tests.archive.made_up_values import decode
 from tests.servers.object_store import ObjectStore
 from vcinr_batch.archive import xarray_backend
 from vcinr_batch.archive.archive import Archive
@@ -22,7 +23,7 @@ from vcinr_batch.archive.manifest import commit_manifest
 from vcinr_batch.archive.parquet_container import write_part
 from vcinr_batch.archive.xarray_backend import VcinrBackendEntrypoint
 from vcinr_batch.data.axes import Axis
-from vcinr_batch.data.layout import Layout, block_extent
+from vcinr_batch.data.layout import Layout
 from vcinr_batch.errors import BitstreamError, BundleMismatchError, ConfigError, SourceError
 from vcinr_batch.storage import join_url, remove, write_bytes
 
@@ -30,19 +31,14 @@ Opened = Callable[..., xr.Dataset]
 
 
 class CountedDecoder:
-    """Stands for a codec: another value at every place, NaN in the padding. Counts what it decodes."""
+    """`decode` that counts what it decodes."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
     def __call__(self, rows: Any, layout: Layout) -> np.ndarray:
         self.sizes.append(len(rows))
-        source = np.arange(np.prod(layout.shape), dtype=np.float32).reshape(layout.shape)
-        decoded = np.full((len(rows), *layout.block_shape), np.nan, np.float32)
-        for values, row in zip(decoded, rows, strict=True):
-            extent = block_extent(layout, row.block)
-            values[tuple(slice(0, part.stop - part.start) for part in extent)] = source[extent]
-        return decoded.reshape(len(rows), -1, 1)
+        return decode(rows, layout)
 
 
 @pytest.fixture

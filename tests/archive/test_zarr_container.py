@@ -17,6 +17,7 @@ from zarr.core.buffer.cpu import Buffer
 from zarr.storage import LocalStore, MemoryStore, WrapperStore, ZipStore
 
 from pipelines.convert import convert
+from tests.archive.made_up_values import decode
 from vcinr_batch import bundle_cache, compression
 from vcinr_batch.archive.archive import Archive
 from vcinr_batch.archive.manifest import commit_manifest, manifest_from_json, manifest_to_json
@@ -24,7 +25,7 @@ from vcinr_batch.archive.parquet_container import write_part
 from vcinr_batch.archive.zarr_codec import PartCodec
 from vcinr_batch.archive.zarr_container import as_zarr, zarr_files
 from vcinr_batch.data.axes import Axis, make_axis
-from vcinr_batch.data.layout import Layout, block_extent, sample_key
+from vcinr_batch.data.layout import Layout, sample_key
 from vcinr_batch.data.samples import RejectedSample
 from vcinr_batch.errors import (
     BundleMismatchError,
@@ -38,16 +39,6 @@ from vcinr_batch.storage import write_bytes
 
 SHA256 = "5" * 64
 BUNDLE = b"stands for a bundle"
-
-
-def decode(rows: Any, layout: Layout) -> Any:
-    """Stands for a codec: a different value for every place, in canonical order; NaN in the padding."""
-    source = np.arange(np.prod(layout.shape), dtype=np.float32).reshape(layout.shape)
-    decoded = np.full((len(rows), *layout.block_shape), np.nan, np.float32)
-    for values, row in zip(decoded, rows, strict=True):
-        extent = block_extent(layout, row.block)
-        values[tuple(slice(0, part.stop - part.start) for part in extent)] = source[extent]
-    return decoded.reshape(len(rows), -1, 1)
 
 
 @pytest.fixture

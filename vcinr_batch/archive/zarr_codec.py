@@ -90,7 +90,7 @@ class PartCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin, ArrayBytesCo
         return {"name": CODEC_NAME, "configuration": configuration}
 
     def compute_encoded_size(self, _input_byte_length: int, _chunk_spec: Any) -> int:
-        """Not known: Zarr asks for it only where chunks have a fixed size."""
+        """Not known; for such codecs Zarr's interface asks for this very error. Called only where sizes are fixed."""
         raise NotImplementedError
 
     async def _decode_partial_single(self, byte_getter: Any, selection: Any, chunk_spec: Any) -> Any:
