@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/python -m pipelines.demo --config configs/demo.yaml --output demo
 
 test: $(READY)
-	$(BIN)/python -m pytest --cov --cov-report=term --durations=25
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov --cov-report=term --durations=25
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ import xarray
 from pipelines import dry_run, dry_run_text
 from pipelines import probe as probe_module
 from pipelines.compress import CompressJob, CompressProgress, compress
-from pipelines.compress_plan import plan_compression
+from pipelines.compress_plan import CompressPlan, plan_compression
 from pipelines.dry_run import estimate
 from pipelines.probe import Probe, ProbeTask, peak_bytes, run_probe
+from pipelines.shard_work import ShardRows, ShardSamples, compress_read, read_shard
 from pipelines.train import train
 from tests.conftest import TINY_CONFIG
 from tests.servers.object_store import ObjectStore
@@ -24,6 +26,7 @@ from vcinr_batch.bundle import load_bundle
 from vcinr_batch.cli import run
 from vcinr_batch.compression import QualityRequest
 from vcinr_batch.config import load_config
+from vcinr_batch.data.shards import Shard
 from vcinr_batch.errors import BundleMismatchError, SourceError, VcinrError
 
 
@@ -131,11 +134,38 @@ def test_a_ray_worker_s_peak_is_predicted_within_15_percent(wide_job: CompressJo
     assert 0.75 * expected.worker_bytes < peak < 1.15 * expected.worker_bytes
 
 
-def test_two_shards_in_a_worker_take_more_memory_than_one(wide_job: CompressJob) -> None:
-    plan, shards = plan_compression(wide_job, load_bundle(wide_job.bundle))
-    plan = replace(plan, bundle_url=wide_job.bundle)
-    small, large = (run_probe(ProbeTask(plan, tuple(shards[:count]), 60.0, on_ray=True)).peak_bytes for count in (1, 3))
-    assert large - small > 0.5 * 500 * 96 * 160 * 4
+@pytest.mark.parametrize("on_ray", [False, True])
+def test_as_many_shards_are_aboard_as_in_a_worker(
+    job: CompressJob, monkeypatch: pytest.MonkeyPatch, on_ray: bool
+) -> None:
+    """Two of them on Ray, the next one read while one is compressed: that decides the peak."""
+    if on_ray:
+        pytest.importorskip("ray")
+    stages, lock, is_next_read = list[str](), threading.Lock(), threading.Event()
+
+    def read(plan: CompressPlan, shard: Shard) -> ShardSamples:
+        samples = read_shard(plan, shard)
+        if shard.sample_count > 1:  # not what warms up
+            with lock:
+                stages.append("read")
+            if stages.count("read") == 2:
+                is_next_read.set()
+        return samples
+
+    def compress_samples(plan: CompressPlan, samples: ShardSamples) -> ShardRows:
+        if len(samples.samples) > 1:
+            if on_ray:
+                assert is_next_read.wait(60)
+            with lock:
+                stages.append("compress")
+        return compress_read(plan, samples)
+
+    monkeypatch.setattr(probe_module, "read_shard", read)
+    monkeypatch.setattr(probe_module, "compress_read", compress_samples)
+    plan, shards = plan_compression(job, load_bundle(job.bundle))
+    probe_module.measure(ProbeTask(replace(plan, bundle_url=job.bundle), tuple(shards[:1]), 600.0, on_ray))
+    passes = probe_module.PASSES
+    assert stages == (["read"] * passes + ["compress"] * passes if on_ray else ["read", "compress"] * passes)
 
 
 def test_a_shard_that_would_take_too_long_is_cut_and_scaled(wide_job: CompressJob) -> None:

@@ -180,7 +180,9 @@ def _shorter(fields: xarray.Dataset) -> xarray.Dataset:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [(_other_times, "time"), (_other_unit, "unit"), (_shorter, "time")], ids=str
+    ("change", "message"),
+    [(_other_times, "time"), (_other_unit, "unit"), (_shorter, "time")],
+    ids=["other times", "other unit", "shorter"],
 )
 def test_a_foreign_source_is_refused(
     job: RepairJob,
