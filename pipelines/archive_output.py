@@ -23,7 +23,7 @@ def refuse_existing(output: str, storage_options: StorageOptions) -> None:
 
 
 def refuse_zarr(output: str, storage_options: StorageOptions) -> None:
-    """Make sure that no Zarr archive is at a place where Parquet parts are to be written; `convert` replaces those.
+    """Make sure that no Zarr archive is at a place where another is to be written; only `convert` replaces those.
 
     Raises:
         ConfigError: there is one.
@@ -33,8 +33,8 @@ def refuse_zarr(output: str, storage_options: StorageOptions) -> None:
         container = read_manifest(output, storage_options=storage_options).container
     if container == "zarr":
         raise ConfigError(
-            f"{public_url(output)} is a Zarr archive, whose chunks cannot be written one by one: "
-            "vcinr convert makes a Parquet archive of it, and that one a Zarr archive again"
+            f"{public_url(output)} is a Zarr archive, which compress does not replace: take another "
+            "place, or let vcinr convert --overwrite put the new archive here"
         )
 
 

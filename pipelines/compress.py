@@ -40,8 +40,10 @@ from pipelines.shard_status import (
     write_run,
 )
 from pipelines.shard_work import ShardResult
+from pipelines.zarr_output import claim_output, refuse_replacing, release_output, write_metadata
 from vcinr_batch.archive.manifest import (
     MANIFEST_NAME,
+    ArchivePart,
     Manifest,
     commit_manifest,
     manifest_to_json,
@@ -94,7 +96,7 @@ def compress(job: CompressJob, progress: Progress | None = None, notice: Notice 
 
     The manifest is written last: until then there is no archive, or with `overwrite` the old one, whole. A run that was
     killed is completed by the same call. The bytes depend on source, bundle and request alone, not on workers or the
-    order in which they finish.
+    order in which they finish. A Zarr archive has the very files that `convert` makes of the Parquet archive.
 
     Args:
         job: the whole of it.
@@ -103,7 +105,7 @@ def compress(job: CompressJob, progress: Progress | None = None, notice: Notice 
 
     Raises:
         ArchiveExistsError: there is another archive at the output, or another run wrote one meanwhile, and `overwrite`
-            is off.
+            is off or a Zarr archive is asked for; another run is writing a Zarr archive there.
         SourceError: the source or bundle cannot be read, the output cannot be written, shards failed again and again,
             or more samples were rejected than the job allows.
         ConfigError, SampleNotFoundError: no such quality level, variable or label; Ray or its cluster is not there.
@@ -114,7 +116,7 @@ def compress(job: CompressJob, progress: Progress | None = None, notice: Notice 
     if job.workers != 0:
         import_ray()
     run = _plan_run(job, progress, notice)
-    if not job.overwrite and exists(join_url(job.output, MANIFEST_NAME), storage_options=job.storage_options):
+    if not _replaces(job) and exists(join_url(job.output, MANIFEST_NAME), storage_options=job.storage_options):
         summary = _clean_up_after(run)
     else:
         summary = _compress(run)
@@ -141,7 +143,8 @@ def _compress(run: _Run) -> ArchiveSummary:
     """Do what is missing, write the manifest and clear away what it replaces."""
     job, plan, tally, options = run.job, run.plan, run.tally, run.job.storage_options
     refuse_zarr(job.output, options)
-    old = old_files(job.output, options) if job.overwrite else frozenset()
+    claim_output(plan, run.shards, run.identity)
+    old = old_files(job.output, options) if _replaces(job) else frozenset()
     start_archive(job.output, PurePosixPath(plan.bundle_url).name, run.bundle_data, options)
     _run_shards(run)
     check_source_unchanged(plan.source)
@@ -152,12 +155,13 @@ def _compress(run: _Run) -> ArchiveSummary:
             f"{plan.layout.variable}: all {plan.layout.sample_count} samples were rejected, "
             f"the first is {tally.examples[0].key}: {tally.examples[0].reason}; no archive was written"
         )
-    manifest = make_manifest(plan, [result.part for result in results])
-    if job.overwrite:
+    parts = [result.part for result in results]
+    manifest = make_manifest(plan, parts)
+    if _replaces(job):
         check_present(job.output, manifest, options)
-    if job.overwrite:
         old |= remember_replaced(job.output, manifest, replaced_archive(plan, run.identity), options)
-    manifest_bytes = _commit(job, manifest)
+    metadata_bytes = write_metadata(plan, manifest, parts)
+    manifest_bytes = metadata_bytes + _commit(job, manifest)
     _tidy_up(run, old)
     rate = rate_distortion(figures, manifest, manifest_bytes, len(run.bundle_data))
     bundle = load_bundle(plan.bundle_url, options)
@@ -188,7 +192,7 @@ def _run_shards(run: _Run) -> None:
 def _commit(job: CompressJob, manifest: Manifest) -> int:
     """Write the manifest, unless another driver of the same run was faster; its size in bytes."""
     try:
-        return commit_manifest(manifest, job.output, overwrite=job.overwrite, storage_options=job.storage_options)
+        return commit_manifest(manifest, job.output, overwrite=_replaces(job), storage_options=job.storage_options)
     except ArchiveExistsError:
         if not _is_same(read_manifest(job.output, storage_options=job.storage_options), manifest):
             raise
@@ -207,14 +211,14 @@ def _clean_up_after(run: _Run) -> ArchiveSummary:
     is_ours = bool(statuses) or has_begun(plan, run.identity)
     written = read_manifest(job.output, storage_options=options) if is_ours else None
     if written is None or not _is_of(run, written):
-        refuse_existing(job.output, options)
+        (refuse_existing if job.container == "parquet" else refuse_replacing)(job.output, options)
         raise ArchiveExistsError(f"{public_url(job.output)} was removed meanwhile; run the same command again")
     summary = _inspect(job)
     _tidy_up(run, frozenset())
     done = {}
     for shard, part in zip(run.shards, written.parts, strict=True):
         status = statuses.get(shard_name(plan.layout, shard))
-        examples = status.rejected_examples if status is not None and status.part == part else ()
+        examples = status.rejected_examples if status is not None and _has_bytes(status.part, part) else ()
         done[shard.index] = ShardResult(shard.index, part, RowFigures(), examples)
     run.tally.resume(done, is_committed=True)
     return summary
@@ -238,9 +242,19 @@ def _tidy_up(run: _Run, old: frozenset[str]) -> None:
     try:
         old |= old_files(replaced_archive(plan, run.identity), options)
         remove_replaced(run.job.output, old, options)
+        release_output(plan)
         remove_statuses(plan, run.identity, run.shards)
     except VcinrError as error:
         _log.warning("the archive is written, but clearing up behind it failed: %s", error)
+
+
+def _replaces(job: CompressJob) -> bool:
+    """Whether an archive that is there gives way; never to chunks, which could not stay apart from its own."""
+    return job.overwrite and job.container == "parquet"
+
+
+def _has_bytes(one: ArchivePart | None, other: ArchivePart) -> bool:
+    return one is not None and one.sha256 == other.sha256
 
 
 def _is_of(run: _Run, written: Manifest) -> bool:

@@ -4,20 +4,22 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from vcinr_batch import __version__
-from vcinr_batch.archive.manifest import ArchivePart, Manifest
+from vcinr_batch.archive.chunk_grid import chunk_key, regular_shard_shape
+from vcinr_batch.archive.manifest import CONTAINERS, ArchivePart, Manifest
+from vcinr_batch.archive.parquet_container import content_path
 from vcinr_batch.bundle import Bundle
 from vcinr_batch.compression import QualityRequest, check_layout
 from vcinr_batch.config import SourceConfig
 from vcinr_batch.data.layout import Layout
-from vcinr_batch.data.shards import Shard, make_layout, plan_shards
+from vcinr_batch.data.shards import Shard, make_layout, plan_shards, shard_name
 from vcinr_batch.data.sources import FieldSource, open_fields
 from vcinr_batch.errors import ConfigError
-from vcinr_batch.storage import check_url, join_url, public_url
+from vcinr_batch.storage import check_url, join_url, public_url, sha256_hex
 
 _log = logging.getLogger(__name__)
 
@@ -78,9 +80,14 @@ class CompressJob:
     max_rejected: str | None = None
     """More rejected samples than this number or percentage (`10`, `0.5%`): no archive. By default there is no limit."""
     overwrite: bool = False
+    """Replace an archive at the output; a Zarr archive neither replaces one nor is replaced."""
     storage_options: Mapping[str, Any] = field(default_factory=dict)
+    container: str = "parquet"
+    """Or `zarr`, whose chunks are the same parts."""
 
     def __post_init__(self) -> None:
+        if self.container not in CONTAINERS:
+            raise ConfigError(f"container {self.container[:40]!r}: expected {' or '.join(CONTAINERS)}")
         for what, url in [*(("source", url) for url in self.sources), ("bundle", self.bundle), ("output", self.output)]:
             check_url(url, what)
         worker_options(self)
@@ -101,6 +108,22 @@ class CompressPlan:
     """Where the workers read the bundle: the archive's own copy, once there is one."""
     request: QualityRequest
     storage_options: Mapping[str, Any]
+    chunk_blocks: tuple[int, ...] | None = None
+    """Blocks of a Zarr chunk along every axis; None writes Parquet files named by their content."""
+
+    @property
+    def container(self) -> str:
+        """`zarr` or `parquet`."""
+        return "parquet" if self.chunk_blocks is None else "zarr"
+
+    def part_path(self, part: ArchivePart) -> str:
+        """Where the file of a part is that names itself as in a Parquet archive: there, or under its chunk's key."""
+        return part.path if self.chunk_blocks is None else self.chunk_path(part.start)
+
+    def chunk_path(self, start: tuple[int, ...]) -> str:
+        """Key of the chunk of the shard that begins with this block; only for Zarr."""
+        assert self.chunk_blocks is not None
+        return chunk_key(self.layout.variable, start, self.chunk_blocks)
 
 
 def plan_compression(job: CompressJob, bundle: Bundle) -> tuple[CompressPlan, list[Shard]]:
@@ -119,7 +142,12 @@ def plan_compression(job: CompressJob, bundle: Bundle) -> tuple[CompressPlan, li
     bundle_url = join_url(job.output, "models", bundle.file_name)
     plan = CompressPlan(source, layout, job.output, bundle.sha256, bundle_url, job.request, job.storage_options)
     shard_samples = job.shard_samples or bundle.config.sample.shard_samples
-    return plan, plan_shards(layout, shard_samples, source.chunk_shape)
+    shards = plan_shards(layout, shard_samples, source.chunk_shape)
+    if job.container == "zarr":
+        parts = [made_up_part(plan, shard) for shard in shards]
+        plan = replace(plan, chunk_blocks=regular_shard_shape(layout, parts))
+        make_manifest(plan, parts)  # a name that Zarr refuses is known before any work is done
+    return plan, shards
 
 
 def worker_options(job: CompressJob) -> WorkerOptions:
@@ -146,10 +174,14 @@ def max_rejected(job: CompressJob, samples: int) -> float:
 
 
 def make_manifest(plan: CompressPlan, parts: Sequence[ArchivePart]) -> Manifest:
-    """The manifest of an archive of these parts; its bytes do not depend on who wrote them, or where."""
+    """The manifest of an archive of these parts; its bytes do not depend on who wrote them, or where.
+
+    Raises:
+        ConfigError: a name cannot be that of a Zarr array, or the shards are no regular grid.
+    """
     source, request = plan.source, plan.request
     wanted = {"quality": request.level, "target_psnr": request.target_psnr_db}
-    return Manifest(
+    manifest = Manifest(
         layout=plan.layout,
         unit=source.unit,
         attributes=source.attributes,
@@ -163,6 +195,20 @@ def make_manifest(plan: CompressPlan, parts: Sequence[ArchivePart]) -> Manifest:
         generator=f"vcinr-batch {__version__}",
         auxiliaries=source.auxiliaries,
     )
+    if plan.container == "parquet":
+        return manifest
+    from vcinr_batch.archive.zarr_container import as_zarr  # imports zarr, which workers need not
+
+    return as_zarr(manifest)
+
+
+def made_up_part(plan: CompressPlan, shard: Shard, part_bytes: int = 1000) -> ArchivePart:
+    """A part of about that size with a made-up digest, for what depends only on the shards."""
+    digest = sha256_hex(str(shard.index).encode())
+    path = content_path("parts", shard_name(plan.layout, shard), digest)
+    size = part_bytes + int(digest[:2], 16)
+    spans = ((int(digest[2:4], 16), size),)
+    return ArchivePart(path, shard.sample_count, size, digest, int(digest[:8], 16), spans, shard.start, shard.stop)
 
 
 def source_bytes(plan: CompressPlan, samples: int) -> float:

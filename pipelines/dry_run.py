@@ -3,13 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.compress_plan import CompressJob, CompressPlan, make_manifest, plan_compression, source_bytes
+from pipelines.compress_plan import (
+    CompressJob,
+    CompressPlan,
+    made_up_part,
+    make_manifest,
+    plan_compression,
+    source_bytes,
+)
 from pipelines.probe import Probe, ProbeTask, run_probe
 from pipelines.shard_status import finished_results, run_identity
-from vcinr_batch.archive.manifest import MANIFEST_NAME, ArchivePart, manifest_data
+from pipelines.zarr_output import metadata_files
+from vcinr_batch.archive.manifest import MANIFEST_NAME, manifest_data
 from vcinr_batch.bundle import find_bundle, load_bundle
-from vcinr_batch.data.shards import Shard, shard_name
-from vcinr_batch.storage import exists, join_url, public_url, sha256_hex, size_bytes
+from vcinr_batch.data.shards import Shard
+from vcinr_batch.storage import exists, join_url, public_url, size_bytes
 
 PROBE_SHARDS = 3
 """Shards that are tried: more than two, so that one is read while the one before is compressed."""
@@ -26,7 +34,7 @@ class DryRunReport:
     output: str
     variable: str
     archive_exists: bool
-    """Then the job is refused without `--overwrite`."""
+    """Then the job is refused without `--overwrite`, and one that writes a Zarr archive is in any case."""
     shards: int
     samples: int
     finished_shards: int
@@ -51,6 +59,7 @@ class DryRunReport:
     """Of them."""
     is_extrapolated: bool
     """The shards tried were cut to fewer samples, so memory is less certain."""
+    container: str = "parquet"
     left_out: tuple[str, ...] = ()
     """Auxiliary variables of the source that will not be in the archive: too large, or not the same in all files."""
 
@@ -88,6 +97,7 @@ def estimate(job: CompressJob) -> DryRunReport:
         probe_samples=probe.samples,
         probe_rejected=probe.rejected,
         is_extrapolated=not probe.is_whole,
+        container=plan.container,
         left_out=plan.source.left_out,
     )
 
@@ -120,14 +130,8 @@ def _archive_bytes(plan: CompressPlan, shards: Sequence[Shard], probe: Probe) ->
 
 
 def _manifest_bytes(plan: CompressPlan, shards: Sequence[Shard], part_bytes: int) -> int:
-    """Size of the manifest, from one with made-up digests: they are most of it, and the same size whatever they are."""
-    manifest = make_manifest(plan, [_made_up_part(plan, shard, part_bytes) for shard in shards])
-    return len(manifest_data(manifest))
-
-
-def _made_up_part(plan: CompressPlan, shard: Shard, part_bytes: int) -> ArchivePart:
-    digest = sha256_hex(str(shard.index).encode())
-    path = f"parts/{shard_name(plan.layout, shard)}-{digest[:12]}.parquet"
-    size = part_bytes + int(digest[:2], 16)
-    spans = ((int(digest[2:4], 16), size),)
-    return ArchivePart(path, shard.sample_count, size, digest, int(digest[:8], 16), spans, shard.start, shard.stop)
+    """Size of the manifest, from one with made-up digests: they are most of it, and the same size whatever they are.
+    And of Zarr's metadata and coordinates.
+    """
+    manifest = make_manifest(plan, [made_up_part(plan, shard, part_bytes) for shard in shards])
+    return len(manifest_data(manifest)) + sum(map(len, metadata_files(manifest).values()))

@@ -9,7 +9,8 @@ from vcinr_batch.console import plural, size_text
 
 def dry_run_pairs(report: DryRunReport) -> list[tuple[str, str]]:
     """For people: names and values."""
-    there = " (there is an archive: --overwrite replaces it)" if report.archive_exists else ""
+    what_to_do = "--overwrite replaces it" if report.container == "parquet" else "a Zarr archive needs another place"
+    there = f" (there is an archive: {what_to_do})" if report.archive_exists else ""
     left = report.samples - report.finished_samples
     finished = f"{plural(report.finished_shards, 'shard')} of an unfinished run are kept, {plural(left, 'sample')} left"
     rejected = f", of which {report.probe_rejected:,} would be rejected" if report.probe_rejected else ""

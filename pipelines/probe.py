@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 
 from pipelines.compress_plan import CompressPlan
 from pipelines.shard_engine import SHARDS_ABOARD
-from pipelines.shard_work import BATCH_VALUES, ShardSamples, compress_read, read_shard
+from pipelines.shard_work import ShardSamples, compress_read, read_shard
 from pipelines.shard_worker import ONE_THREAD
 from vcinr_batch.archive.parquet_part import encode_part, encode_rejected
+from vcinr_batch.data.layout import BATCH_VALUES
 from vcinr_batch.data.shards import Shard
 from vcinr_batch.errors import VcinrError
 

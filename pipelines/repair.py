@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.archive_output import check_present, manifest_files, old_files, refuse_zarr, remove_replaced
+from pipelines.archive_output import check_present, manifest_files, old_files, remove_replaced
 from pipelines.compress_plan import CompressPlan, WorkerOptions
 from pipelines.shard_engine import ShardFailure, run_shards
 from pipelines.shard_status import file_sizes, named_files
@@ -29,6 +29,7 @@ from vcinr_batch.errors import (
     ArchiveExistsError,
     BitstreamError,
     BundleMismatchError,
+    ConfigError,
     CorruptBitstreamError,
     SourceError,
 )
@@ -92,16 +93,24 @@ def repair(job: RepairJob, progress: Progress | None = None) -> RepairReport:
     the source, each error at most the recorded one, and the manifest is replaced by one that names it. A repair that
     was killed is completed by the same call.
 
+    Of a Zarr archive the chunks of the variable are done again, not Zarr's metadata and coordinates, and a chunk that
+    came out with other bytes cannot be accepted: it would replace one that a manifest names.
+
     Raises:
         SourceError: no archive; the source cannot be read, is another one's, or was not given; the bundle is lost and
             no copy given; parts could not be redone.
         BitstreamError, UnsupportedFormatError: the manifest is damaged or of another version.
         BundleMismatchError: the bundle given is another one.
         ArchiveExistsError: another run replaced the archive meanwhile.
+        ConfigError: changed chunks of a Zarr archive are to be accepted.
     """
     started = time.monotonic()
     manifest, manifest_sha256 = _read_manifest(job)
-    refuse_zarr(job.archive, job.storage_options)
+    if job.accept_changed and manifest.container == "zarr":
+        raise ConfigError(
+            f"{public_url(job.archive)} is a Zarr archive, which takes only chunks with the very bytes that its "
+            "manifest names: repair it without --accept-changed, or compress its source again in another place"
+        )
     bundle_damage = _damage(job, manifest.bundle_path, None, manifest.bundle_sha256)
     damaged = _damaged_parts(job, manifest, progress)
     if bundle_damage:
@@ -198,6 +207,9 @@ def _redo(
                 continue
             place = place_of[outcome.index]
             redone[place] = _in_its_place(job, manifest.parts[place], outcome.part)
+            if manifest.container == "zarr" and outcome.part.path not in there:
+                # Done beside the chunks, so that one with other bytes never gets among them.
+                remove(join_url(job.archive, outcome.part.path), storage_options=job.storage_options)
             if progress:
                 progress("repair", len(redone), len(places))
     if not job.accept_changed:

@@ -73,6 +73,7 @@ def write_report(
         distributions=_distributions(statistics, archive.manifest.unit),
         course=course_svg("course", statistics.course, archive.manifest.unit) if statistics.course else None,
         course_axis=statistics.course.axis.name if statistics.course else "",
+        course_has_gaps=statistics.course.has_gaps if statistics.course else False,
         space=_space(comparison, archive.manifest.unit) if comparison else None,
         comparison=comparison,
         worst=_worst(archive, source, statistics, show),

@@ -22,6 +22,7 @@ Rows = Sequence[tuple[str, str]]
 
 _MAX_NAMES = 20
 _MAX_CONFIG = 20_000
+_MAX_REASONS = 10
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class PageContent:
     course: str | None
     """None where there is only one block along every axis."""
     course_axis: str
+    course_has_gaps: bool
     space: str | None
     """None without a source, or where samples span no dimension."""
     comparison: Comparison | None
@@ -90,7 +92,7 @@ def _distributions(content: PageContent) -> str:
 
 
 def _course(content: PageContent) -> str:
-    gaps = "; rejected samples leave gaps" if content.summary.rejected else ""
+    gaps = "; rejected samples leave gaps" if content.course_has_gaps else ""
     return f'<p>As recorded in the rows{gaps}.</p><figure class="wide">{content.course}</figure>'
 
 
@@ -125,8 +127,11 @@ def _rejected(content: PageContent) -> str:
     total = content.summary.rejected
     if not total:
         return "<p>None: every sample of the source is in the archive.</p>"
-    counts = Counter(content.reasons).most_common(10)
+    counts = content.reasons.most_common(_MAX_REASONS)
     reasons = "; ".join(f"{page_text(reason)}: {count:,}" for reason, count in counts)
+    if len(content.reasons) > len(counts):
+        left = content.reasons.total() - sum(count for _, count in counts)
+        reasons += f"; {plural(len(content.reasons) - len(counts), 'more reason')}: {left:,}"
     shown = f"the first {len(content.rejected):,}" if total > len(content.rejected) else "all of them"
     table = _table(("sample", "reason"), content.rejected)
     return f"<p>{plural(total, 'sample')} of the source; {shown} below. By reason: {reasons}.</p>{table}"

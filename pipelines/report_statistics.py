@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcinr_batch.archive.archive import Archive
-from vcinr_batch.archive.parquet_container import PartIndex
+from vcinr_batch.archive.parquet_container import PartIndex, read_rejected
 from vcinr_batch.data.layout import Axis, Layout
 from vcinr_batch.data.normalization import Normalizer
 from vcinr_batch.inspection import value_counts
@@ -64,6 +64,11 @@ class Course:
     largest_error: NDArray[np.float64]
     bits_per_value: NDArray[np.float64]
     """Of the payloads."""
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether all samples of some bin were rejected."""
+        return bool((self.samples == 0).any())
 
 
 @dataclass(frozen=True, order=True)
@@ -123,13 +128,19 @@ def measure_archive(
 def count_reasons(archive: Archive) -> tuple[list[tuple[str, str]], Counter[str]]:
     """Keys and reasons of the first rejected samples, and how often each reason was given.
 
+    Table by table: what is held does not grow with the number of rejected samples.
+
     Raises:
         SourceError, BitstreamError, UnsupportedFormatError: a table is missing, damaged or of a later version.
     """
-    if not any(part.rejected for part in archive.manifest.parts):
-        return [], Counter()
-    rejected = archive.rejected()
-    return [(str(s.key), s.reason) for s in rejected[:MAX_REJECTED]], Counter(s.reason for s in rejected)
+    first: list[tuple[str, str]] = []
+    reasons: Counter[str] = Counter()
+    for part in archive.manifest.parts:
+        if part.rejected:
+            table = read_rejected(archive.url, part, archive.layout, storage_options=archive.storage_options)
+            first += [(str(sample.key), sample.reason) for sample in table[: MAX_REJECTED - len(first)]]
+            reasons.update(sample.reason for sample in table)
+    return first, reasons
 
 
 @dataclass

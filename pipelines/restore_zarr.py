@@ -7,6 +7,7 @@ one that is not done, and the same command does just these.
 
 import itertools
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,7 +96,8 @@ def store_files(opened: OpenSelection, shape: tuple[int, ...], chunk: tuple[int,
     """All files of a store but the variable's chunks: coordinates and metadata, as `xarray.Dataset.to_zarr` has them.
 
     Returns:
-        Contents by path in the order in which they are to be written: the root's metadata last.
+        Contents by path in the order in which they are to be written: the root's metadata, which have a copy of all
+        others (consolidated metadata), last.
     """
     archive, selection = opened.archive, opened.selection
     attributes = archive.variable_attributes
@@ -118,6 +120,7 @@ def variable_files(
     described["chunk_grid"] = {"name": "regular", "configuration": {"chunk_shape": list(chunk)}}
     files = _zarr_files(coordinates.reset_coords())
     files[f"{name}/{ROOT_METADATA}"] = json.dumps(described, indent=2).encode()
+    files = _consolidated(files)
     return {path: files[path] for path in sorted(files, key=lambda path: (path == ROOT_METADATA, path))}
 
 
@@ -126,6 +129,19 @@ def _zarr_files(dataset: Any) -> dict[str, bytes]:
 
     held: dict[str, Any] = {}
     dataset.to_zarr(MemoryStore(held), zarr_format=3, consolidated=False)
+    return {path: content.to_bytes() for path, content in held.items()}
+
+
+def _consolidated(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The same files with a copy of all metadata in the root's: one request opens the store."""
+    import zarr
+    from zarr.buffer.cpu import Buffer
+    from zarr.storage import MemoryStore
+
+    held: dict[str, Any] = {path: Buffer.from_bytes(content) for path, content in files.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that version 3 of Zarr does not specify it yet; every reader may ignore it
+        zarr.consolidate_metadata(MemoryStore(held), zarr_format=3)
     return {path: content.to_bytes() for path, content in held.items()}
 
 

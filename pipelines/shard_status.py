@@ -46,10 +46,12 @@ __all__ = [
     "finished_results",
     "has_begun",
     "named_files",
+    "other_runs",
     "read_statuses",
     "remove_statuses",
     "replaced_archive",
     "run_identity",
+    "whole_parts",
     "write_run",
     "write_status",
 ]
@@ -98,6 +100,8 @@ def run_identity(plan: CompressPlan, shards: Sequence[Shard]) -> str:
         "request": asdict(plan.request),
         "shards": [[shard.start, shard.stop] for shard in shards],
     }
+    if plan.container != "parquet":
+        content["container"] = plan.container
     return sha256_hex(json.dumps(content, sort_keys=True).encode())[:12]
 
 
@@ -156,6 +160,15 @@ def read_statuses(plan: CompressPlan, identity: str) -> dict[str, ShardStatus]:
     return found
 
 
+def other_runs(plan: CompressPlan, identity: str) -> list[str]:
+    """Identities of the other unfinished runs at the place of an archive.
+
+    Raises:
+        SourceError: the place cannot be listed.
+    """
+    return [other for other in _identities(plan.output, plan.storage_options) if other != identity]
+
+
 def remove_statuses(plan: CompressPlan, identity: str, shards: Iterable[Shard]) -> None:
     """Remove the objects that a run has written and nothing else; its own is the last to go.
 
@@ -209,11 +222,22 @@ def finished_results(plan: CompressPlan, identity: str, shards: Sequence[Shard])
         if status is None or status.state != "done" or status.part is None or status.figures is None:
             continue
         box = (status.part.start, status.part.stop)
-        if box == (shard.start, shard.stop) and is_present(status.part, sizes):
+        # The chunks of a Zarr array are in as many folders as it has axes and labels: they are just read.
+        known = sizes if plan.container == "parquet" else {**sizes, status.part.path: status.part.bytes}
+        if box == (shard.start, shard.stop) and is_present(status.part, known):
             found[shard.index] = ShardResult(shard.index, status.part, status.figures, status.rejected_examples)
+    whole = whole_parts(plan, [result.part for result in found.values()])
+    return {index: result for (index, result), is_whole in zip(found.items(), whole, strict=True) if is_whole}
+
+
+def whole_parts(plan: CompressPlan, parts: Sequence[ArchivePart]) -> list[bool]:
+    """For each part whether its bytes and those of its rejected table are those that it says; reads all of them.
+
+    Raises:
+        SourceError: a file that is there cannot be read.
+    """
     with ThreadPoolExecutor(READERS) as pool:
-        whole = pool.map(lambda result: _is_whole(plan, result.part), found.values())
-        return {index: result for (index, result), is_whole in zip(found.items(), whole, strict=True) if is_whole}
+        return list(pool.map(lambda part: _is_whole(plan, part), parts))
 
 
 def named_files(url: str, storage_options: StorageOptions = None) -> frozenset[str]:
@@ -268,13 +292,13 @@ def file_sizes(folder: str, storage_options: StorageOptions) -> dict[str, int]:
 
 def _is_whole(plan: CompressPlan, part: ArchivePart) -> bool:
     """Whether the bytes of a part and its rejected table are those that its status says."""
-    for path, sha256 in ((part.path, part.sha256), (part.rejected_path, part.rejected_sha256)):
+    for path, sha256 in ((plan.part_path(part), part.sha256), (part.rejected_path, part.rejected_sha256)):
         if path is None:
             continue
         try:
             data = read_bytes(join_url(plan.output, path), storage_options=plan.storage_options)
         except SourceError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 return False
             raise
         if sha256_hex(data) != sha256:

@@ -6,24 +6,22 @@ A retry of any stage repeats its own work and writes the same bytes to the same 
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from pipelines.compress_plan import CompressPlan
 from vcinr_batch.archive.manifest import ArchivePart
-from vcinr_batch.archive.parquet_container import write_part
+from vcinr_batch.archive.parquet_container import content_path, write_part
 from vcinr_batch.archive.rows import ArchiveRow
 from vcinr_batch.bundle import load_bundle
 from vcinr_batch.compression import OpenBundle, compress_samples, open_bundle
-from vcinr_batch.data.layout import sample_key
+from vcinr_batch.data.layout import BATCH_VALUES, sample_key
 from vcinr_batch.data.samples import RejectedSample, Sample
 from vcinr_batch.data.shards import Shard, halves, iter_samples, shard_name
 from vcinr_batch.errors import DamagedSourceError
 from vcinr_batch.inspection import RowFigures, measure_rows
 
-BATCH_VALUES = 1 << 24
-"""Values compressed at once: 64 MiB of float32, of which a fit holds a few copies."""
 REJECTED_EXAMPLES = 8
 """Rejected samples that a report spells out; the archive lists them all."""
 
@@ -107,20 +105,27 @@ def compress_read(plan: CompressPlan, read: ShardSamples) -> ShardRows:
 def write_shard(plan: CompressPlan, compressed: ShardRows) -> ShardResult:
     """Third stage: the part, and the table of the rejected samples.
 
+    The part in the result has the name that it has in a Parquet archive, which says what is in it, even where its bytes
+    lie under the key of a Zarr chunk.
+
     Raises:
+        ArchiveExistsError: another run has completed a Zarr archive with another chunk meanwhile.
         SourceError: the part cannot be written.
     """
     shard, rows, rejected = compressed.shard, compressed.rows, compressed.rejected
+    name = shard_name(plan.layout, shard)
     part = write_part(
         rows,
         plan.layout,
         plan.output,
-        shard_name(plan.layout, shard),
+        name,
         start=shard.start,
         stop=shard.stop,
         rejected=rejected,
+        path=plan.chunk_path(shard.start) if plan.container == "zarr" else None,
         storage_options=plan.storage_options,
     )
+    part = replace(part, path=content_path("parts", name, part.sha256))
     figures = measure_rows(rows, open_bundle_once(plan).bundle.normalizer, plan.layout)
     return ShardResult(shard.index, part, figures, tuple(rejected[:REJECTED_EXAMPLES]))
 

@@ -3,8 +3,10 @@
 import secrets
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +108,31 @@ def archive_path(run_folder: Path, source_path: Path, bundle_path: Path) -> Path
     output = run_folder / "archive"
     compress(CompressJob((str(source_path),), str(bundle_path), str(output), QualityRequest(level=2), shard_samples=10))
     return output
+
+
+@pytest.fixture
+def hours() -> xarray.Dataset:
+    """As `fields`, for a test to change."""
+    return make_fields()
+
+
+@pytest.fixture
+def write_zarr(bundle_path: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Compresses a dataset by `to_zarr`, at quality 2 and ten samples a chunk unless told otherwise."""
+
+    def write(
+        dataset: xarray.Dataset,
+        name: str = "out.zarr",
+        chunks: Mapping[str, int] | None = MappingProxyType({"time": 10}),
+        **options: Any,
+    ) -> Path:
+        from vcinr_batch import encoding
+
+        wanted = encoding(dataset, bundle=str(bundle_path), quality=2, chunks=chunks)
+        dataset.to_zarr(tmp_path / name, encoding=wanted, zarr_format=3, **options)
+        return tmp_path / name
+
+    return write
 
 
 @pytest.fixture

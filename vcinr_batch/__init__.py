@@ -16,6 +16,8 @@ _PUBLIC = {
     "check_layout": "vcinr_batch.compression",
     "compress_samples": "vcinr_batch.compression",
     "decompress_rows": "vcinr_batch.compression",
+    "commit": "vcinr_batch.archive.zarr_commit",
+    "encoding": "vcinr_batch.zarr_encoding",
     "open_bundle": "vcinr_batch.compression",
     "RunConfig": "vcinr_batch.config",
     "load_config": "vcinr_batch.config",

@@ -204,7 +204,13 @@ def compress(
     shard_samples: Annotated[
         int | None, typer.Option(help="Samples per shard.", show_default="the bundle's configuration")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the archive at the output.")] = False,
+    container: Annotated[
+        str, typer.Option(metavar="zarr|parquet", help="What the archive is made of; both hold the same bytes.")
+    ] = "parquet",
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace the Parquet archive at the output; no archive gives way to Zarr."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Write nothing; measure a few shards and say what the job will cost.")
     ] = False,
@@ -238,6 +244,7 @@ def compress(
         max_rejected=max_rejected,
         overwrite=overwrite,
         storage_options=parse_storage_options(storage_options),
+        container=container,
     )
     if dry_run:
         _show_dry_run(job, as_json)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vcinr_batch.archive.archive import Archive
 from vcinr_batch.archive.manifest import MANIFEST_NAME, Manifest, read_manifest
 from vcinr_batch.archive.parquet_container import PartIndex, read_index
 from vcinr_batch.archive.rows import ArchiveRow, unpack_mask
@@ -111,8 +112,9 @@ def inspect_archive(url: str, first_rows: int = 0, storage_options: StorageOptio
         index = read_index(url, part, manifest.layout, storage_options=storage_options)
         figures = add_figures([figures, measure_index(index, bundle.normalizer, manifest.layout)])
         rows += _row_lines(index, manifest.layout, first_rows - len(rows))
-    manifest_bytes = size_bytes(join_url(url, MANIFEST_NAME), storage_options=storage_options)
-    rate = rate_distortion(figures, manifest, manifest_bytes, len(bundle_data))
+    archive_bytes, _ = Archive(url, manifest, storage_options).size_bytes()
+    beside_parts = archive_bytes - sum(part.bytes + part.rejected_bytes for part in manifest.parts)
+    rate = rate_distortion(figures, manifest, beside_parts, len(bundle_data))
     return ArchiveSummary(public_url(url), manifest, bundle, figures, rate, tuple(rows))
 
 
@@ -175,6 +177,12 @@ def add_figures(several: Iterable[RowFigures]) -> RowFigures:
 
 def rate_distortion(figures: RowFigures, manifest: Manifest, manifest_bytes: int, bundle_bytes: int) -> RateDistortion:
     """Rate and distortion of a whole archive, every byte of it counted.
+
+    Args:
+        figures: of all its rows.
+        manifest: names its parts and their sizes.
+        manifest_bytes: of the manifest, and of Zarr's metadata and coordinates where it is in that container.
+        bundle_bytes: of its bundle.
 
     Raises:
         ConfigError: the archive holds no sample.

@@ -126,7 +126,7 @@ def test_the_archive_of_a_real_bundle_reads_like_the_archive_itself(archive_path
     expected = Archive.open(str(archive_path)).to_xarray()
     xr.testing.assert_identical(opened(archive_path).load(), expected)
     some = opened(archive_path).sel(time="2019-03-01T06").load()
-    xr.testing.assert_allclose(some, expected.sel(time="2019-03-01T06"), rtol=1e-6)
+    xr.testing.assert_identical(some, expected.sel(time="2019-03-01T06"))
     assert some["t2m"].attrs == {"units": "K", "long_name": "2 m temperature"}
 
 
@@ -205,7 +205,7 @@ def test_another_process_reads_what_was_pickled(archive_path: Path, tmp_path: Pa
         f"import pickle; print(float(pickle.load(open({str(tmp_path / 'dataset.pickle')!r}, 'rb'))['t2m'][3, 2, 1]))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert float(result.stdout) == pytest.approx(float(dataset["t2m"][3, 2, 1]), rel=1e-6)
+    assert float(result.stdout) == float(dataset["t2m"][3, 2, 1])
 
 
 def test_dask_reads_part_by_part(tiled: Path, decoder: CountedDecoder) -> None:
@@ -461,8 +461,10 @@ def test_a_colleagues_notebook_works_over_http(remote: ObjectStore, archive_path
 
 
 def test_an_archive_in_a_bucket_is_recognised(remote: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3fs = pytest.importorskip("s3fs")
     for name, value in remote.environment.items():
         monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()  # one without options may have been opened in another environment
     monkeypatch.setattr(xarray_backend, "_GUESS_SECONDS", 120.0)  # a busy machine is slow, and no failure
     guess = VcinrBackendEntrypoint().guess_can_open
     assert guess(f"{remote.url}/era5")

@@ -67,6 +67,23 @@ def test_a_smooth_grid_is_packed_to_less_than_a_third() -> None:
     np.testing.assert_array_equal(auxiliaries_from_json([content], layout)[0].values, grid)
 
 
+def test_a_dimension_of_its_own_comes_back_and_makes_it_no_coordinate() -> None:
+    values = np.arange(24, dtype="i4").reshape(2, 4, 3)
+    corners = variable(name="corners", dims=("latitude", "corner", "longitude"), values=values, own_dim="corner")
+    content = json.loads(json.dumps(auxiliaries_to_json([corners])))
+    assert content[0]["sizes"] == {"corner": 4}
+    (found,) = auxiliaries_from_json(content, LAYOUT)
+    assert (found.dims, found.own_dim, found.own_length) == (corners.dims, "corner", 4)
+    np.testing.assert_array_equal(found.values, values)
+    taken = take_auxiliary(found, "longitude", np.array([2]))
+    assert (taken.values.shape, taken.own_dim) == ((2, 4, 1), "corner")
+    assert coordinates_attribute([found, variable()], {}) == {"coordinates": "area"}
+
+
+def test_without_one_nothing_is_said_of_it() -> None:
+    assert "sizes" not in auxiliaries_to_json([variable()])[0]
+
+
 def test_times_are_decoded_in_their_calendar_and_shape() -> None:
     times = variable(dims=("time", "latitude"), values=86400 * np.arange(12).reshape(6, 2), attributes=TIMES)
     (found,) = auxiliaries_from_json(auxiliaries_to_json([times]), LAYOUT)
@@ -144,6 +161,49 @@ def test_what_does_not_fit_is_refused(key: str, value: Any, expected: str) -> No
     (content,) = auxiliaries_to_json([variable()])
     with pytest.raises(CorruptBitstreamError, match=expected):
         auxiliaries_from_json([{**content, key: value}], LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([], "expected name and length of one dimension"),
+        ({}, "expected name and length of one dimension"),
+        ({"bnds": 2, "more": 2}, "expected name and length of one dimension"),
+        ({"bnds": 0}, "length of 'bnds'"),
+        ({"bnds": 2.0}, "length of 'bnds'"),
+        ({"bnds": True}, "length of 'bnds'"),
+        ({"bnds": 2**40}, "length of 'bnds'"),
+        ({"bnds": 1 << 20}, "at most 1048576 bytes"),
+        ({"bnds": 3}, "its packed numbers are not 18"),
+        ({"../evil": 2}, "expected name and length of one dimension"),
+        ({"other": 2}, "expected some of time, latitude, longitude, other"),
+    ],
+)
+def test_a_dimension_of_its_own_that_does_not_fit_is_refused(sizes: Any, expected: str) -> None:
+    bounds = variable(name="time_bnds", dims=("time", "bnds"), values=np.zeros((6, 2)), own_dim="bnds")
+    (content,) = auxiliaries_to_json([bounds])
+    with pytest.raises(CorruptBitstreamError, match=expected):
+        auxiliaries_from_json([{**content, "sizes": sizes}], LAYOUT)
+
+
+@pytest.mark.parametrize("taken", ["time", "t2m", "channel", "area", "bounds"])
+def test_a_dimension_of_its_own_has_a_name_of_its_own(taken: str) -> None:
+    bounds = variable(name="bounds", dims=("latitude", taken), values=np.zeros((2, 2)), own_dim=taken)
+    content = auxiliaries_to_json([variable(), bounds])
+    with pytest.raises(CorruptBitstreamError, match=f"dimension '{taken}' of 'bounds' is another one already"):
+        auxiliaries_from_json(content, make_layout(hours=2, latitudes=2, longitudes=3))
+
+
+def test_dimensions_of_the_same_name_have_the_same_length() -> None:
+    pair = [variable(name=f"bounds{n}", dims=("time", "bnds"), values=np.zeros((6, n)), own_dim="bnds") for n in (2, 3)]
+    with pytest.raises(CorruptBitstreamError, match="dimension 'bnds' of 'bounds3' is another one already"):
+        auxiliaries_from_json(auxiliaries_to_json(pair), LAYOUT)
+
+
+def test_a_dimension_of_its_own_that_it_does_not_lie_along_is_refused() -> None:
+    (content,) = auxiliaries_to_json([variable()])
+    with pytest.raises(CorruptBitstreamError, match="'bnds' is none of its dimensions"):
+        auxiliaries_from_json([{**content, "sizes": {"bnds": 2}}], LAYOUT)
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,102 @@ def test_files_that_agree_share_their_memory_and_the_others_stop_at_the_limit(
     assert ["other" in variables for variables in held] == [True, True, False, False]
 
 
+def with_bounds(fields: xarray.Dataset, hours: int = 1) -> xarray.Dataset:
+    """Each time is the end of so many hours."""
+    end = fields.time.values
+    fields = fields.assign(
+        time_bnds=((*fields.time.dims, "bnds"), np.stack([end - np.timedelta64(hours, "h"), end], -1))
+    )
+    fields.time.attrs["bounds"] = "time_bnds"
+    return fields
+
+
+def test_bounds_are_joined_selected_and_named_by_their_axis(tmp_path: Path, make_fields: MakeFields) -> None:
+    late, early = with_bounds(make_fields(4, start="2019-03-02").isel(time=[3, 1, 0, 2])), with_bounds(make_fields(3))
+    source = opened(tmp_path, late, early, select={"time": "2019-03-01T01..2019-03-02T01"})
+    (bounds,) = source.auxiliaries
+    assert (bounds.name, bounds.dims, bounds.own_dim) == ("time_bnds", ("time", "bnds"), "bnds")
+    ends = ["2019-03-01T01", "2019-03-01T02", "2019-03-02T00", "2019-03-02T01"]
+    expected = np.array(ends, "M8[h]")[:, None] + np.array([-1, 0])
+    np.testing.assert_array_equal(auxiliary_variable(bounds).values, expected)
+    assert (source.axes[0].attributes["bounds"], source.left_out) == ("time_bnds", ())
+
+
+def test_bounds_of_one_field_per_file_lie_along_the_time_they_make(tmp_path: Path, make_fields: MakeFields) -> None:
+    files = [with_bounds(make_fields(1, start=start).isel(time=0)) for start in ("2019-03-03", "2019-03-01")]
+    assert files[0].time_bnds.dims == ("bnds",)
+    (joined,) = opened(tmp_path, *files).auxiliaries
+    assert joined.dims == ("time", "bnds")
+    assert auxiliary_variable(joined).values[:, 1].astype("M8[h]").astype(str).tolist() == [
+        "2019-03-01T00",
+        "2019-03-03T00",
+    ]
+    (single,) = open_fields(str(tmp_path / "0.nc"), SourceConfig(variable="t2m")).auxiliaries
+    assert (single.dims, single.values.shape) == (("time", "bnds"), (1, 2))
+
+
+def test_bounds_of_a_scalar_that_differs_are_joined_along_time_like_the_scalar(
+    tmp_path: Path, make_fields: MakeFields
+) -> None:
+    files = [
+        make_fields(2, start=start)
+        .assign_coords(depth=((), 1.0 + k, {"bounds": "depth_bnds"}))
+        .assign(depth_bnds=("ends", np.array([0.0, 2.0]) + k))
+        for k, start in enumerate(STARTS)
+    ]
+    joined = found(opened(tmp_path, *files))
+    assert joined["depth"].values.tolist() == [1, 1, 2, 2]
+    assert joined["depth_bnds"].dims == ("time", "ends")
+    assert joined["depth_bnds"].values.tolist() == [[0, 2], [0, 2], [1, 3], [1, 3]]
+    assert joined["depth"].attributes["bounds"] == "depth_bnds"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda late: late.drop_vars("lat_bnds"),
+        lambda late: late.assign(lat_bnds=late.lat_bnds + 1),
+        lambda late: late.assign(lat_bnds=(("latitude", "bnds"), np.zeros((3, 3)))),
+        lambda late: late.rename(bnds="ends"),
+        lambda late: late.rename(lat_bnds="bounds_of_latitude"),
+    ],
+    ids=["missing", "other values", "another length", "another dimension", "another name"],
+)
+def test_bounds_that_the_files_do_not_agree_on_are_left_out_with_the_attribute(
+    tmp_path: Path, make_fields: MakeFields, change: Callable[[xarray.Dataset], xarray.Dataset]
+) -> None:
+    files = [
+        make_fields(start=start).assign(lat_bnds=(("latitude", "bnds"), np.arange(6.0).reshape(3, 2)))
+        for start in STARTS
+    ]
+    for file in files:
+        file.latitude.attrs["bounds"] = "lat_bnds"
+    files[1] = change(files[1])
+    if "bounds_of_latitude" in files[1]:
+        files[1].latitude.attrs["bounds"] = "bounds_of_latitude"
+    source = opened(tmp_path, *files)
+    assert source.auxiliaries == ()
+    assert "lat_bnds" in source.left_out
+    assert "bounds" not in source.axes[1].attributes
+
+
+@pytest.mark.parametrize("dim", ["member", "channel"])
+def test_bounds_along_a_dimension_whose_name_is_taken_are_left_out(
+    tmp_path: Path, make_fields: MakeFields, dim: str
+) -> None:
+    netcdf4 = pytest.importorskip("netCDF4")
+    for k in range(2):
+        path = tmp_path / f"{k}.nc"
+        make_fields(seed=k).assign_coords(height=2.0).to_netcdf(path)
+        with netcdf4.Dataset(path, "a") as file:
+            file.createDimension(dim, 2)
+            file.createVariable("time_bnds", "f8", ("time", dim))[:] = 0.0
+            file["time"].bounds = "time_bnds"
+    source = open_fields(str(tmp_path / "*.nc"), SourceConfig(variable="t2m", member_pattern=r"(\d)\.nc"))
+    assert (list(found(source)), source.left_out) == (["height"], ("time_bnds",))
+    assert "bounds" not in source.axes[1].attributes
+
+
 def test_grib_has_its_valid_times_and_scalars(
     tmp_path: Path, make_fields: MakeFields, write_grib: Callable[..., None]
 ) -> None:

@@ -184,8 +184,8 @@ def test_a_zarr_archive_is_neither_repaired_nor_compressed_over(
     place = tmp_path / "zarr"
     convert(str(archive_path), str(place), "zarr")
     before = contents(place)
-    with pytest.raises(ConfigError, match=r"zarr is a Zarr archive, .* vcinr convert"):
-        repair(RepairJob(str(place), (str(source_path),), str(bundle_path)))
+    with pytest.raises(ConfigError, match=r"zarr is a Zarr archive, .* very bytes"):
+        repair(RepairJob(str(place), (str(source_path),), str(bundle_path), accept_changed=True))
     job = CompressJob((str(source_path),), str(bundle_path), str(place), QualityRequest(2), overwrite=True)
     with pytest.raises(ConfigError, match=r"zarr is a Zarr archive, .* vcinr convert"):
         compress(job)

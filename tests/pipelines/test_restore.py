@@ -52,7 +52,7 @@ SELECTIONS: dict[str, list[dict[str, str]]] = {
     "no dimension": [{}],
 }
 CASES = [(name, select) for name, selects in SELECTIONS.items() for select in selects]
-OPEN = {".nc": xarray.open_dataset, ".zarr": lambda path: xarray.open_zarr(path, consolidated=False)}
+OPEN = {".nc": xarray.open_dataset, ".zarr": lambda path: xarray.open_zarr(path, consolidated=True)}
 
 
 def decode(rows: Sequence[ArchiveRow], layout: Layout) -> NDArray[np.float32]:
@@ -129,7 +129,7 @@ def test_a_store_is_the_one_that_xarray_writes(tmp_path: Path, name: str) -> Non
     dataset.to_zarr(
         tmp_path / "expected.zarr",
         zarr_format=3,
-        consolidated=False,
+        consolidated=True,
         encoding={variable: {"chunks": chunks, "write_empty_chunks": True}} if chunks else {},
     )
     assert contents(tmp_path / "out.zarr") == contents(tmp_path / "expected.zarr")

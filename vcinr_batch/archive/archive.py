@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcinr_batch.archive.manifest import MANIFEST_NAME, ArchivePart, Manifest, read_manifest
-from vcinr_batch.archive.parquet_container import PartIndex, read_index, read_rejected, read_rows
-from vcinr_batch.archive.placement import Placement
+from vcinr_batch.archive.parquet_container import PartIndex, read_rejected, read_rows
+from vcinr_batch.archive.placement import Placement, allocate
 from vcinr_batch.archive.query import Keys
+from vcinr_batch.archive.row_finding import find_rows
 from vcinr_batch.archive.rows import ArchiveRow
 from vcinr_batch.archive.selection import Selection, make_selection, selected_positions
-from vcinr_batch.data.auxiliary import auxiliary_variable, take_auxiliary
-from vcinr_batch.data.layout import Layout, axis_variable, sample_key
+from vcinr_batch.data.auxiliary import auxiliary_variable, coordinates_among, take_auxiliary
+from vcinr_batch.data.layout import Layout, axis_variable, sample_keys
 from vcinr_batch.data.samples import RejectedSample, SampleKey
-from vcinr_batch.errors import BundleMismatchError, ConfigError
+from vcinr_batch.errors import BundleMismatchError
 from vcinr_batch.storage import StorageOptions, join_url, public_url, read_bytes, sha256_hex, size_bytes
 
 if TYPE_CHECKING:
@@ -78,8 +79,7 @@ class Archive:
     def keys(self) -> Iterator[SampleKey]:
         """The keys of all rows, part by part. Raises as `index`."""
         for part in self.manifest.parts:
-            for block in self.index(part).blocks.tolist():
-                yield sample_key(self.layout, tuple(block))
+            yield from sample_keys(self.layout, self.index(part).blocks)
 
     def index(self, part: ArchivePart) -> PartIndex:
         """The small columns of one part.
@@ -91,7 +91,7 @@ class Archive:
         with self._changing_indexes:
             index = self._indexes.get(part.path)
         if index is None:
-            index = read_index(self.url, part, self.layout, storage_options=self.storage_options)
+            index = find_rows(self.url, part, self.layout, storage_options=self.storage_options)
             with self._changing_indexes:  # never while reading: other threads read other parts
                 while len(self._indexes) >= _CACHED_INDEXES:
                     del self._indexes[next(iter(self._indexes))]
@@ -195,22 +195,46 @@ class Archive:
         variable = xarray.Variable(selected.dims, values.reshape(selected.shape), self.variable_attributes)
         return dataset.assign({self.layout.variable: variable})
 
+    def read(self, keys: SampleKey | str | Iterable[SampleKey | str]) -> NDArray[np.float32]:
+        """Decode samples by their keys: `read("t2m[time=2019-03-22T06:00:00]")`, `read(list(archive.keys())[:8])`.
+
+        Args:
+            keys: sample keys, as `keys` has them, or their texts; one of them, or any number in any order.
+
+        Returns:
+            float32 [number of keys, *layout.block_shape] in the order of the keys, with the channels last where there
+            is more than one. Along every axis the labels are in the order of `layout.axes`, of which a key names the
+            first (`to_xarray` has the source's order). NaN where there is no value, and where a block reaches past the
+            end of an axis.
+
+        Raises:
+            SampleNotFoundError: one of the keys has no sample; names it.
+            ConfigError: no keys but something else, or more samples than fit into memory.
+            SourceError, BitstreamError, UnsupportedFormatError, BundleMismatchError: as `to_xarray`.
+        """
+        from vcinr_batch.archive.sample_reading import read_samples
+
+        return read_samples(self, keys)
+
     @property
     def variable_attributes(self) -> dict[str, Any]:
         """The attributes of the decoded variable: the source's, and at least its unit."""
         return {**({"units": self.manifest.unit} if self.manifest.unit else {}), **self.manifest.attributes}
 
     def coordinates(self, selected: Selection) -> "xarray.Dataset":
-        """The dataset of a selection but for its variable: coordinates and attributes like the source's."""
+        """The dataset of a selection but for its variable: coordinates, bounds and attributes like the source's."""
         import xarray
 
         coords = {axis.name: axis_variable(axis) for axis in selected.axes}
+        beside: dict[str, xarray.Variable] = {}
+        named = coordinates_among(self.manifest.auxiliaries, self.manifest.attributes)
         for whole in self.manifest.auxiliaries:
             part = whole
             for dim, places in zip(self.layout.dims, selected.places, strict=True):
                 part = take_auxiliary(part, dim, places)
-            coords[part.name] = auxiliary_variable(part)
-        return xarray.Dataset(coords=coords, attrs=dict(self.manifest.dataset_attributes))
+            # As xarray opens the source: bounds and grid mappings are variables beside the archive's.
+            (coords if part.name in named else beside)[part.name] = auxiliary_variable(part)
+        return xarray.Dataset(beside, coords, attrs=dict(self.manifest.dataset_attributes))
 
     def sample_count(self, selected: Selection) -> tuple[int, int]:
         """How many samples hold something of a selection: the stored and the rejected ones.
@@ -245,14 +269,28 @@ class Archive:
         Raises:
             ConfigError, SourceError, BitstreamError, UnsupportedFormatError: as `to_xarray`.
         """
-        layout = self.layout
-        values = _allocate((*map(len, places), layout.channels))
-        placement = Placement(places, layout.block_shape)
-        batch = max(1, _BATCH_VALUES // (layout.points_per_sample * layout.channels))
-        for rows in self._row_batches(places, batch):
-            for row, decoded in zip(rows, decode(rows, layout), strict=True):
-                placement.put(row.block, decoded.reshape(*layout.block_shape, layout.channels), values)
+        values = allocate((*map(len, places), self.layout.channels))
+        placement = Placement(places, self.layout.block_shape)
+        for blocks, decoded in self.decoded_batches(self.select_at(places), decode):
+            placement.put(blocks, decoded, values)
         return values
+
+    def decoded_batches(
+        self, selected: Iterable[SelectedRows], decode: Decode
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Decode rows, as many at a time as there is memory for, whatever parts they come from.
+
+        Yields:
+            The rows' blocks [B, axes], and their values float32 [B, *block_shape, C].
+
+        Raises:
+            SourceError, BitstreamError, UnsupportedFormatError: as `to_xarray`.
+        """
+        layout = self.layout
+        size = max(1, _BATCH_VALUES // (layout.points_per_sample * layout.channels))
+        for rows in self._row_batches(selected, size):
+            blocks = np.array([row.block for row in rows], np.int64)
+            yield blocks, decode(rows, layout).reshape(len(rows), *layout.block_shape, layout.channels)
 
     def evaluate(self, keys: Keys = None, **coordinates: Any) -> "xarray.DataArray":
         """Decode at any coordinates of the grid's dimensions: `evaluate(latitude=52.1, longitude=[4.2, 4.3])`.
@@ -309,10 +347,10 @@ class Archive:
         is_remote = is_remote_url(self.url, self.storage_options)
         return open_bundle_of(self.manifest.bundle_sha256, self.bundle_bytes, name, is_remote)
 
-    def _row_batches(self, places: Sequence[NDArray[np.int64]], size: int) -> Iterator[list[ArchiveRow]]:
-        """The rows that hold any of the given positions, `size` at a time, whatever parts they come from."""
+    def _row_batches(self, selected: Iterable[SelectedRows], size: int) -> Iterator[list[ArchiveRow]]:
+        """Rows, `size` at a time, whatever parts they come from."""
         waiting: list[ArchiveRow] = []
-        for chosen in self.select_at(places):
+        for chosen in selected:
             left = chosen.positions
             while left.size:
                 taken, left = np.split(left, [size - len(waiting)])
@@ -354,11 +392,3 @@ def _blocks_in(blocks: NDArray[np.integer[Any]], wanted: Sequence[NDArray[np.boo
     for k, along in enumerate(wanted):
         chosen &= along[blocks[:, k]]
     return chosen
-
-
-def _allocate(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    try:
-        return np.full(shape, np.nan, np.float32)
-    except (MemoryError, ValueError) as error:
-        gigabytes = 4 * math.prod(shape) / 1e9
-        raise ConfigError(f"the selection has shape {shape}, {gigabytes:.0f} GB: select less") from error

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcinr_batch.data.layout import Axis, Layout, source_order
-from vcinr_batch.errors import ConfigError
+from vcinr_batch.errors import ConfigError, CorruptBitstreamError
 
 if TYPE_CHECKING:
     from vcinr_batch.archive.manifest import ArchivePart
@@ -53,9 +53,29 @@ def chunk_key(variable: str, start: tuple[int, ...], shard_shape: tuple[int, ...
     return "/".join((variable, CHUNK_FOLDER, *index))
 
 
+def parse_chunk_key(key: str, ndim: int) -> tuple[str, tuple[int, ...]]:
+    """Of an array's chunk its path and its index: `a/t2m/c/0/3/0` is chunk (0, 3, 0) of the array `a/t2m`.
+
+    Raises:
+        CorruptBitstreamError: it is not the key of such a chunk.
+    """
+    names = key.split("/")
+    head, numbers = names[: len(names) - ndim], names[len(names) - ndim :]
+    if len(head) < 2 or head[-1] != CHUNK_FOLDER or not all(number.isdecimal() for number in numbers):
+        raise CorruptBitstreamError(f"{key}: not a chunk of an archive, expected <variable>/{CHUNK_FOLDER}/0/0/...")
+    return "/".join(head[:-1]), tuple(map(int, numbers))
+
+
 def source_places(axis: Axis) -> NDArray[np.int64]:
     """For each label in the source's order its position on the archive's axis."""
     return np.argsort(source_order(axis), kind="stable")
+
+
+def shows_source_order(axis: Axis, chunk_length: int) -> bool:
+    """Whether each label stands in the same chunk in the source's order and in the archive's."""
+    return axis.source_values is None or np.array_equal(
+        source_places(axis) // chunk_length, np.arange(len(axis)) // chunk_length
+    )
 
 
 def check_chunk_keys(layout: Layout, parts: Sequence["ArchivePart"]) -> None:

@@ -1,7 +1,7 @@
 """Rows as Parquet parts: one part per shard, in each row group the small columns first and the payloads behind them.
 
-A reader fetches everything but the payloads (`read_index`), then just the byte ranges of the payloads it wants
-(`read_rows`).
+A reader fetches everything but the payloads (`read_index`, or with fewer requests `row_finding.find_rows`), then just
+the byte ranges of the payloads it wants (`read_rows`).
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vcinr_batch.archive.manifest import ArchivePart
+from vcinr_batch.archive.manifest import MANIFEST_NAME, ArchivePart
 from vcinr_batch.archive.parquet_part import (
     PartIndex,
     decode_index,
@@ -23,22 +23,34 @@ from vcinr_batch.archive.parquet_part import (
     index_ranges,
 )
 from vcinr_batch.archive.rows import ArchiveRow
-from vcinr_batch.data.layout import Layout, sample_key
+from vcinr_batch.data.layout import Layout, sample_key, sample_keys
 from vcinr_batch.data.samples import RejectedSample
 from vcinr_batch.errors import (
+    ArchiveExistsError,
     BitstreamError,
     ConfigError,
     CorruptBitstreamError,
     TruncatedBitstreamError,
     UnsupportedFormatError,
 )
-from vcinr_batch.storage import StorageOptions, join_url, read_bytes, read_ranges, sha256_hex, write_bytes
+from vcinr_batch.storage import (
+    StorageOptions,
+    exists,
+    join_url,
+    public_url,
+    read_bytes,
+    read_ranges,
+    sha256_hex,
+    write_bytes,
+)
 
 __all__ = [
     "PartIndex",
     "content_path",
     "make_rows",
+    "pack_part",
     "parse_index",
+    "part_ranges",
     "read_index",
     "read_rejected",
     "read_rows",
@@ -57,6 +69,7 @@ def write_part(
     start: tuple[int, ...],
     stop: tuple[int, ...],
     rejected: Sequence[RejectedSample] = (),
+    path: str | None = None,
     storage_options: StorageOptions = None,
 ) -> ArchivePart:
     """Write one shard's rows, and the table of those that were rejected, into the archive at `url`.
@@ -74,23 +87,46 @@ def write_part(
         start: the shard is the blocks [start, stop) along every axis.
         stop: see `start`.
         rejected: the rest of the shard.
+        path: of the part, where that is the key of a Zarr chunk, which says nothing of the content: other bytes there
+            are replaced as long as no manifest is, and then never.
 
     Raises:
         ConfigError: rows and rejected samples are not the shard's samples, each once, or a row's error is not finite.
+        ArchiveExistsError: there are other bytes under `path`, and a manifest that may name them.
         SourceError: the place cannot be written.
     """
     ordered = sorted(rows, key=lambda row: row.block)
     refused = sorted(rejected, key=lambda sample: sample.block)
     _check_complete(ordered, refused, layout, name, start, stop)
-    data, payloads = encode_part(ordered, layout)
-    pieces = [data[a:b] for a, b in index_ranges(len(data), payloads)]
-    _check_readable(data, decode_index(pieces, len(data), payloads, layout, (start, stop)), ordered, name)
+    data, payloads, crc32 = _packed(ordered, layout, name, start, stop)
     table = _write_rejected(refused, layout, url, name, storage_options) if refused else {}
-    sha256, crc32 = sha256_hex(data), index_crc32(pieces)
-    path = content_path("parts", name, sha256)
-    part = ArchivePart(path, len(rows), len(data), sha256, crc32, tuple(payloads), start, stop, **table)
-    write_bytes(join_url(url, part.path), data, storage_options=storage_options)
+    sha256 = sha256_hex(data)
+    own_path = content_path("parts", name, sha256) if path is None else path
+    part = ArchivePart(own_path, len(rows), len(data), sha256, crc32, payloads, start, stop, **table)
+    if path is None or not _is_there(url, path, data, storage_options):
+        write_bytes(join_url(url, part.path), data, storage_options=storage_options)
     return part
+
+
+def pack_part(
+    rows: Sequence[ArchiveRow], layout: Layout, path: str, *, start: tuple[int, ...], stop: tuple[int, ...]
+) -> tuple[ArchivePart, bytes]:
+    """A part of which no sample was rejected, and the bytes that `write_part` would write; writes nothing.
+
+    Args:
+        rows: every sample of the shard.
+        layout: the archive's.
+        path: of the part, relative to the archive.
+        start: the shard is the blocks [start, stop) along every axis.
+        stop: see `start`.
+
+    Raises:
+        ConfigError: as `write_part`.
+    """
+    ordered = sorted(rows, key=lambda row: row.block)
+    _check_complete(ordered, (), layout, path, start, stop)
+    data, payloads, crc32 = _packed(ordered, layout, path, start, stop)
+    return ArchivePart(path, len(rows), len(data), sha256_hex(data), crc32, payloads, start, stop), data
 
 
 def read_index(url: str, part: ArchivePart, layout: Layout, *, storage_options: StorageOptions = None) -> PartIndex:
@@ -106,9 +142,18 @@ def read_index(url: str, part: ArchivePart, layout: Layout, *, storage_options: 
         TruncatedBitstreamError, CorruptBitstreamError: the part is damaged or not the one that the manifest names.
         UnsupportedFormatError: a later version wrote it.
     """
+    pieces = read_ranges(join_url(url, part.path), part_ranges(part), storage_options=storage_options)
+    return parse_index(pieces, part, layout)
+
+
+def part_ranges(part: ArchivePart) -> list[tuple[int, int]]:
+    """All of a part but its payloads.
+
+    Raises:
+        CorruptBitstreamError: as `index_ranges`; names the part.
+    """
     with _naming(part.path):
-        ranges = index_ranges(part.bytes, part.payloads)
-    return parse_index(read_ranges(join_url(url, part.path), ranges, storage_options=storage_options), part, layout)
+        return index_ranges(part.bytes, part.payloads)
 
 
 def parse_index(pieces: Sequence[bytes], part: ArchivePart, layout: Layout) -> PartIndex:
@@ -169,14 +214,18 @@ def make_rows(
     Raises:
         TruncatedBitstreamError: a payload is not whole.
     """
-    rows = [_row(index, i, payload, layout) for i, payload in zip(positions.tolist(), payloads, strict=True)]
-    for row, i in zip(rows, positions.tolist(), strict=True):
-        start, stop = int(index.payload_start[i]), int(index.payload_start[i] + index.payload_bytes[i])
-        if len(row.payload) != stop - start:
+    blocks = index.blocks[positions]
+    keys = sample_keys(layout, blocks)
+    starts, lengths = index.payload_start[positions].tolist(), index.payload_bytes[positions].tolist()
+    for key, payload, start, length in zip(keys, payloads, starts, lengths, strict=True):
+        if len(payload) != length:
             raise TruncatedBitstreamError(
-                f"{part.path}: {row.key}: got {len(row.payload)} of the bytes {start} to {stop}"
+                f"{part.path}: {key}: got {len(payload)} of the bytes {start} to {start + length}"
             )
-    return rows
+    columns = (index.quality, index.rmse, index.max_error, index.checksum)
+    figures = (column[positions].tolist() for column in columns)
+    masks = [index.masks[i] for i in positions.tolist()]
+    return list(map(ArchiveRow, keys, map(tuple, blocks.tolist()), payloads, *figures, masks))
 
 
 def read_rejected(
@@ -206,18 +255,16 @@ def content_path(folder: str, name: str, sha256: str) -> str:
     return f"{folder}/{name}-{sha256[:_HASH_DIGITS]}.parquet"
 
 
-def _row(index: PartIndex, i: int, payload: bytes, layout: Layout) -> ArchiveRow:
-    block = tuple(index.blocks[i].tolist())
-    return ArchiveRow(
-        key=sample_key(layout, block),
-        block=block,
-        payload=payload,
-        quality=int(index.quality[i]),
-        rmse=float(index.rmse[i]),
-        max_error=float(index.max_error[i]),
-        checksum=int(index.checksum[i]),
-        mask=index.masks[i],
-    )
+def _is_there(url: str, path: str, data: bytes, storage_options: StorageOptions) -> bool:
+    """Whether a chunk has these bytes already; raises where it has others that an archive may name."""
+    target = join_url(url, path)
+    if not exists(target, storage_options=storage_options):
+        return False
+    if read_bytes(target, 0, len(data) + 1, storage_options=storage_options) == data:
+        return True
+    if exists(join_url(url, MANIFEST_NAME), storage_options=storage_options):
+        raise ArchiveExistsError(f"{path}: the archive at {public_url(url)} was completed with other bytes meanwhile")
+    return False
 
 
 def _write_rejected(
@@ -229,6 +276,16 @@ def _write_rejected(
     write_bytes(join_url(url, path), data, storage_options=storage_options)
     sizes = {"rejected": len(samples), "rejected_bytes": len(data)}
     return {**sizes, "rejected_path": path, "rejected_sha256": sha256_hex(data)}
+
+
+def _packed(
+    rows: Sequence[ArchiveRow], layout: Layout, name: str, start: tuple[int, ...], stop: tuple[int, ...]
+) -> tuple[bytes, tuple[tuple[int, int], ...], int]:
+    """A part's bytes, made sure to read back, the ranges of its payloads, and the checksum of its index."""
+    data, payloads = encode_part(rows, layout)
+    pieces = [data[a:b] for a, b in index_ranges(len(data), payloads)]
+    _check_readable(data, decode_index(pieces, len(data), payloads, layout, (start, stop)), rows, name)
+    return data, tuple(payloads), index_crc32(pieces)
 
 
 def _check_complete(

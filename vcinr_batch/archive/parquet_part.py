@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vcinr_batch.archive.parquet_footer import make_footer
 from vcinr_batch.archive.rows import ArchiveRow
 from vcinr_batch.data.layout import Layout, sample_key
 from vcinr_batch.data.samples import RejectedSample
@@ -86,7 +87,20 @@ def encode_part(rows: Sequence[ArchiveRow], layout: Layout) -> tuple[bytes, list
     chunks = [metadata.row_group(i).column(len(schema) - 1) for i in range(len(groups))]
     ends = [chunk.data_page_offset + chunk.total_compressed_size for chunk in chunks]
     sizes = [sum(len(row.payload) for row in group) for group in groups]
-    return data, [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    payloads = [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    if not payloads:
+        return data, payloads
+    heads = [data[start:stop] for start, stop in index_ranges(len(data), payloads)[:-1]]
+    return data[: ends[-1]] + footer_of(heads, payloads, layout), payloads
+
+
+def footer_of(heads: Sequence[bytes], payloads: ByteRanges, layout: Layout) -> bytes:
+    """What stands behind the last payload of a part with rows, made from what stands in front of each row group's.
+
+    Raises:
+        CorruptBitstreamError: the heads are not what `encode_part` writes.
+    """
+    return make_footer(heads, payloads, _block_names(layout))
 
 
 def index_ranges(file_bytes: int, payloads: ByteRanges) -> list[tuple[int, int]]:

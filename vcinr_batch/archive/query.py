@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vcinr_batch.archive.sample_lookup import find_blocks
 from vcinr_batch.archive.selection import CHANNEL_DIM, make_selection
-from vcinr_batch.data.auxiliary import Auxiliary, auxiliary_variable, take_auxiliary
+from vcinr_batch.data.auxiliary import BOUNDS, Auxiliary, auxiliary_variable, take_auxiliary
 from vcinr_batch.data.axes import Axis, source_order
 from vcinr_batch.data.interpolation import Floats, Stencil, label_stencil, locate, make_stencil
 from vcinr_batch.data.layout import Layout, axis_variable
@@ -111,15 +111,21 @@ def evaluable_dims(layout: Layout) -> list[int]:
 
 
 def answer_coordinates(query: Query, layout: Layout, auxiliaries: Iterable[Auxiliary]) -> "xarray.Dataset":
-    """The answer's coordinates, with those of the archive's auxiliary variables that do not lie along the grid."""
+    """The answer's coordinates, with those of the archive's auxiliary variables that do not lie along the grid.
+
+    Without bounds: cells have some only on the archive's own grid, and a DataArray cannot hold them.
+    """
     gridded = {layout.axes[k].name for k in evaluable_dims(layout)}
     variables = dict(query.coordinates.variables)
     for part in auxiliaries:
-        if gridded.isdisjoint(part.dims) and part.name not in variables:
+        if gridded.isdisjoint(part.dims) and part.name not in variables and part.own_dim is None:
             for k in query.outer:
                 part = take_auxiliary(part, layout.axes[k].name, query.axes[k].positions.astype(np.int64))
             variables[part.name] = auxiliary_variable(part)
-    return type(query.coordinates)(coords=variables)
+    answer = type(query.coordinates)(coords=variables)
+    for coordinate in answer.coords.values():
+        coordinate.attrs = {key: value for key, value in coordinate.attrs.items() if key != BOUNDS}
+    return answer
 
 
 def label_answer(

@@ -22,6 +22,7 @@ from vcinr_batch.archive.manifest import MANIFEST_NAME
 from vcinr_batch.archive.sample_info import SAMPLE_FIGURES, SampleFigure, figure_axes, read_figure
 from vcinr_batch.archive.selection import Selection, make_selection
 from vcinr_batch.archive.xarray_chunks import preferred_chunks
+from vcinr_batch.data.auxiliary import BOUNDS, RELATIONS
 from vcinr_batch.errors import ConfigError
 from vcinr_batch.storage import StorageOptions, join_url, locate, public_url
 
@@ -47,7 +48,7 @@ class VcinrBackendEntrypoint(BackendEntrypoint):
         mask_and_scale: bool | None = None,  # noqa: ARG002 (values are decoded and in their unit either way)
         decode_times: DecodeTimes = None,
         concat_characters: bool | None = None,  # noqa: ARG002 (no character arrays)
-        decode_coords: bool | str | None = None,  # noqa: ARG002 (coordinates are that already)
+        decode_coords: bool | str | None = None,
         use_cftime: bool | None = None,
         decode_timedelta: Any = None,
         storage_options: StorageOptions = None,
@@ -62,7 +63,7 @@ class VcinrBackendEntrypoint(BackendEntrypoint):
             decode_times: False for the numbers that the source had, with their units as attributes; a coder, or one of
                 these per coordinate.
             concat_characters: without effect.
-            decode_coords: without effect.
+            decode_coords: "all" makes bounds and grid mappings coordinates, too; else without effect.
             use_cftime: True for cftime objects whatever the calendar.
             decode_timedelta: True for coordinates in units of time, such as a forecast's step, as timedelta64.
             storage_options: of the file system.
@@ -77,15 +78,17 @@ class VcinrBackendEntrypoint(BackendEntrypoint):
         url = _as_url(filename_or_obj)
         archive = Archive.open(url, storage_options)
         shown = make_selection(archive.layout, None)
-        dataset = archive.coordinates(shown)
-        for name, variable in dataset.coords.variables.items():
+        dataset = whole = archive.coordinates(shown)
+        for name, variable in whole.variables.items():
             decoded = _as_asked(str(name), variable, _time_choice(decode_times, use_cftime, name), decode_timedelta)
             if decoded is not variable:
-                dataset = dataset.drop_vars([name]).assign_coords({name: decoded})
+                dataset = dataset.drop_vars([name]).assign({name: _without_units(str(name), decoded, whole)})
+        dataset = dataset.set_coords(list(whole.coords))
         chunks = preferred_chunks(archive.layout, archive.manifest.parts, shown)
         dataset[archive.layout.variable] = _decoded_variable(archive, shown, chunks)
         if sample_info:
             dataset = dataset.assign_coords(_figure_variables(archive, shown, chunks))
+        dataset = _all_as_coordinates(dataset, archive.layout.variable) if decode_coords == "all" else dataset
         dataset.encoding["source"] = public_url(url)
         dropped = [drop_variables] if isinstance(drop_variables, str) else list(drop_variables or ())
         return dataset.drop_vars(dropped, errors="ignore")
@@ -190,6 +193,28 @@ def _as_asked(
     if not is_time and decode_timedelta:
         return decode_cf_variable(name, variable, decode_times=False, decode_timedelta=decode_timedelta)
     return variable
+
+
+def _all_as_coordinates(dataset: xarray.Dataset, name: str) -> xarray.Dataset:
+    """All but the archive's variable; the attributes that name them go into the encoding, as xarray has it."""
+    dataset = dataset.set_coords([str(other) for other in dataset.data_vars if other != name])
+    for variable in dataset.variables.values():
+        for key in (BOUNDS, *RELATIONS):
+            if key in variable.attrs:
+                variable.encoding[key] = variable.attrs.pop(key)
+    return dataset
+
+
+def _without_units(name: str, variable: xarray.Variable, whole: xarray.Dataset) -> xarray.Variable:
+    """Bounds of times as files have them: they do not repeat the coordinate's units and calendar (CF 7.1)."""
+    repeated = [
+        (key, coordinate.encoding.get(key))
+        for coordinate in whole.coords.values()
+        if coordinate.attrs.get(BOUNDS) == name
+        for key in ("units", "calendar")
+    ]
+    kept = {key: value for key, value in variable.attrs.items() if (key, value) not in repeated}
+    return xarray.Variable(variable.dims, variable.data, kept, variable.encoding)
 
 
 def _as_url(filename_or_obj: Any) -> str:

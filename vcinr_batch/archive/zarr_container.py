@@ -13,14 +13,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vcinr_batch.archive.archive import Archive
-from vcinr_batch.archive.chunk_grid import CHUNK_FOLDER, chunk_key, chunk_shape, regular_shard_shape, source_places
+from vcinr_batch.archive.chunk_grid import (
+    CHUNK_FOLDER,
+    chunk_key,
+    chunk_shape,
+    regular_shard_shape,
+    shows_source_order,
+    source_places,
+)
 from vcinr_batch.archive.manifest import Manifest
 from vcinr_batch.archive.parquet_container import content_path
 from vcinr_batch.archive.selection import Selection
 from vcinr_batch.archive.zarr_codec import PartCodec
 from vcinr_batch.data.attributes_json import attributes_to_json
 from vcinr_batch.data.auxiliary import coordinates_attribute
-from vcinr_batch.data.axes import Axis
 from vcinr_batch.data.layout import Layout
 from vcinr_batch.data.shards import Shard, shard_name
 from vcinr_batch.errors import ConfigError
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
 ROOT_METADATA = "zarr.json"
 
 _MOST_LABELS = 1 << 20
+_LONG = 512
 _UNFIT = r"^__|^\.|[\x00-\x1f\x7f\\/:*?\[\]%#]"  # Zarr's own names, and what no path in an archive may have
 _TAKEN = ("models", "parts", "rejected", "status")
 
@@ -75,7 +82,7 @@ def zarr_files(manifest: Manifest) -> dict[str, bytes]:
     """
     layout = manifest.layout
     chunk = chunk_shape(layout, regular_shard_shape(layout, manifest.parts))
-    shown = [_shows_source_order(axis, length) for axis, length in zip(layout.axes, chunk, strict=True)]
+    shown = [shows_source_order(axis, length) for axis, length in zip(layout.axes, chunk, strict=True)]
     axes = tuple(
         axis if is_source else replace(axis, source_values=None)
         for axis, is_source in zip(layout.axes, shown, strict=True)
@@ -107,13 +114,6 @@ def zarr_paths(archive_url: str, manifest: Manifest, storage_options: StorageOpt
             if path.endswith(ROOT_METADATA) or path in chunks or folder in {f"{dim}/{CHUNK_FOLDER}/" for dim in dims}:
                 found.add(path)
     return sorted(found)
-
-
-def _shows_source_order(axis: Axis, chunk_length: int) -> bool:
-    """Whether each label stands in the same chunk in either order."""
-    return axis.source_values is None or np.array_equal(
-        source_places(axis) // chunk_length, np.arange(len(axis)) // chunk_length
-    )
 
 
 def _array_metadata(manifest: Manifest, chunk: tuple[int, ...], source_order: tuple[str, ...]) -> dict[str, Any]:
@@ -150,9 +150,16 @@ def _coordinate_files(dataset: "xarray.Dataset") -> dict[str, bytes]:
 
 
 def _chunk_encoding(dataset: "xarray.Dataset") -> dict[str, dict[str, Any]]:
-    """Coordinates in one chunk each: one request when the dataset is opened."""
-    shapes = {str(name): variable.shape for name, variable in dataset.variables.items() if variable.shape}
-    return {name: {"chunks": tuple(min(n, _MOST_LABELS) for n in shape)} for name, shape in shapes.items()}
+    """Coordinates in one chunk each, which is one request; of long ones the bytes in an order that compresses well."""
+    from zarr.codecs import BloscCodec
+
+    encoding = dict[str, dict[str, Any]]()
+    for name, variable in dataset.variables.items():
+        if variable.shape:
+            encoding[str(name)] = {"chunks": tuple(min(n, _MOST_LABELS) for n in variable.shape)}
+        if variable.size >= _LONG and variable.dtype.kind in "iufMm":
+            encoding[str(name)]["compressors"] = [BloscCodec(cname="zstd", clevel=9, shuffle="shuffle")]
+    return encoding
 
 
 def _store_files(dataset: "xarray.Dataset", encoding: dict[str, dict[str, Any]]) -> dict[str, bytes]:
@@ -189,7 +196,12 @@ def _check_names(layout: Layout, others: Sequence[str]) -> None:
     """Raise unless variable and dimensions can be Zarr arrays side by side with an archive's folders."""
     names = (layout.variable, *layout.dims, *others)
     for name in names:
-        if re.search(_UNFIT, name) or name in _TAKEN or not name:
+        if name in _TAKEN:
+            raise ConfigError(
+                f"{name!r} cannot be the name of an array in a Zarr archive, where {', '.join(_TAKEN)} are folders of "
+                "its own; keep this one in Parquet, or rename it in the source and compress again"
+            )
+        if re.search(_UNFIT, name) or not name:
             raise ConfigError(f"{name!r} cannot be the name of an array in a Zarr archive; keep this one in Parquet")
     if len(set(names)) != len(names):
         raise ConfigError(f"{layout.variable!r} is the name of the variable and of a dimension; Zarr needs two names")

@@ -20,10 +20,12 @@ from zarr.storage import LocalStore, MemoryStore, StorePath, WrapperStore, ZipSt
 
 from vcinr_batch.archive.chunk_grid import chunk_shape, regular_shard_shape, source_places
 from vcinr_batch.archive.chunk_selection import Box, Points
-from vcinr_batch.archive.manifest import MANIFEST_NAME, ArchivePart, Manifest, parse_manifest
+from vcinr_batch.archive.manifest import MANIFEST_NAME, ArchivePart, parse_manifest
 from vcinr_batch.archive.parquet_container import PartIndex, make_rows, parse_index
-from vcinr_batch.archive.parquet_part import index_ranges
+from vcinr_batch.archive.parquet_part import ByteRanges, index_ranges
+from vcinr_batch.archive.row_finding import front_ranges, with_footer
 from vcinr_batch.archive.single_flight import SingleFlight
+from vcinr_batch.data.layout import Layout
 from vcinr_batch.errors import SourceError, UnsupportedFormatError, VcinrError
 from vcinr_batch.storage import cut_ranges, merge_ranges
 from vcinr_batch.store_retries import store_error
@@ -41,11 +43,12 @@ _BATCH_VALUES = 16 << 20
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """A manifest, and what reading a chunk needs of it."""
+    """What reading a chunk needs of a manifest, or of the configuration of an array that has none."""
 
-    manifest: Manifest
-    parts: Mapping[str, ArchivePart]
-    """By path."""
+    layout: Layout
+    bundle_sha256: str
+    parts: Mapping[str, ArchivePart] | None
+    """By path; None where each chunk has a record of its own."""
     chunk_shape: tuple[int, ...]
     from_source: Mapping[str, NDArray[np.int64]]
     """For each axis that the source orders differently, and each of its labels there: the position on our axis."""
@@ -81,7 +84,7 @@ class StoredArchive:
         """
 
         async def read() -> Contents:
-            data = await _get(root / MANIFEST_NAME)
+            data = await get_bytes(root / MANIFEST_NAME)
             return await asyncio.to_thread(_parse_contents, data, f"manifest of {root}")
 
         return await self._contents.get("", read)
@@ -100,15 +103,15 @@ class StoredArchive:
             place, loop = root / path, asyncio.get_running_loop()
 
             def fetch() -> bytes:
-                return asyncio.run_coroutine_threadsafe(_get(place), loop).result()
+                return asyncio.run_coroutine_threadsafe(get_bytes(place), loop).result()
 
             # In a thread of its own: those of the pool may all be waiting for a bundle, and a store needs one of them.
             return await _in_new_thread(lambda: open_bundle_of(sha256, fetch, str(place), _is_remote(root.store)))
 
         return await self._bundles.get(sha256, read)
 
-    async def part(self, root: StorePath, part: ArchivePart) -> OpenPart:
-        """A part with its index.
+    async def part(self, root: StorePath, part: ArchivePart, layout: Layout) -> OpenPart:
+        """A part of an archive of that layout, with its index.
 
         Raises:
             SourceError: it is missing or unreachable.
@@ -116,20 +119,20 @@ class StoredArchive:
         """
 
         async def read() -> OpenPart:
-            layout = (await self.contents(root)).manifest.layout
             wanted, whole = index_ranges(part.bytes, part.payloads), None
             if part.bytes <= WHOLE_PART_BYTES:
-                whole = await _get(root / part.path, (0, part.bytes))
+                whole = await get_bytes(root / part.path, (0, part.bytes))
                 pieces = [whole[start:stop] for start, stop in wanted]
             else:
-                pieces = await _get_ranges(root / part.path, wanted)
+                pieces = await _front(root / part.path, part, wanted, layout)
             index = await asyncio.to_thread(parse_index, pieces, part, layout)
             return OpenPart(part, index, whole)
 
-        return await self._parts.get(part.path, read)
+        # By its content too: the chunk of an array that is being written may be written again.
+        return await self._parts.get(f"{part.path} {part.sha256}", read)
 
     async def decode(
-        self, root: StorePath, part: ArchivePart, wanted: Box | Points, opened: "OpenBundle"
+        self, root: StorePath, part: ArchivePart, wanted: Box | Points, opened: "OpenBundle", layout: Layout
     ) -> NDArray[np.float32]:
         """What is asked of one part: fetches the payloads of just the samples that it touches, decodes them in batches.
 
@@ -138,6 +141,7 @@ class StoredArchive:
             part: from its manifest.
             wanted: positions on the axes of the archive's layout.
             opened: its bundle.
+            layout: the archive's.
 
         Returns:
             float32 of the shape of `wanted`; NaN where there is no value.
@@ -145,7 +149,7 @@ class StoredArchive:
         Raises:
             SourceError, BitstreamError, UnsupportedFormatError: as `part`; names the sample whose bytes are damaged.
         """
-        layout, found = (await self.contents(root)).manifest.layout, await self.part(root, part)
+        found = await self.part(root, part, layout)
         values = np.full(wanted.shape, np.nan, np.float32)
         positions = np.flatnonzero(wanted.choose(found.index.blocks, layout.block_shape))
         batch = max(1, _BATCH_VALUES // layout.points_per_sample)
@@ -193,7 +197,17 @@ def _parse_contents(data: bytes, name: str) -> Contents:
     layout, parts = manifest.layout, manifest.parts
     orders = {axis.name: source_places(axis) for axis in layout.axes if axis.source_values is not None}
     shape = chunk_shape(layout, regular_shard_shape(layout, parts))
-    return Contents(manifest, {part.path: part for part in parts}, shape, orders)
+    return Contents(layout, manifest.bundle_sha256, {part.path: part for part in parts}, shape, orders)
+
+
+async def _front(place: StorePath, part: ArchivePart, ranges: ByteRanges, layout: Layout) -> list[bytes]:
+    """What stands at the `index_ranges` of a part; its footer is fetched only where it cannot be made."""
+    front = front_ranges(ranges)
+    pieces = await _get_ranges(place, front)
+    if len(front) == len(ranges):
+        return pieces
+    made = await asyncio.to_thread(with_footer, pieces, part, layout)
+    return made or [*pieces, *await _get_ranges(place, ranges[-1:])]
 
 
 async def _payloads(root: StorePath, found: OpenPart, positions: NDArray[np.int64]) -> list[bytes]:
@@ -206,10 +220,10 @@ async def _payloads(root: StorePath, found: OpenPart, positions: NDArray[np.int6
 
 async def _get_ranges(place: StorePath, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     spans = merge_ranges(ranges)
-    return cut_ranges(ranges, spans, await asyncio.gather(*(_get(place, span) for span in spans)))
+    return cut_ranges(ranges, spans, await asyncio.gather(*(get_bytes(place, span) for span in spans)))
 
 
-async def _get(place: StorePath, span: tuple[int, int] | None = None) -> bytes:
+async def get_bytes(place: StorePath, span: tuple[int, int] | None = None) -> bytes:
     """The bytes of a key or of a range of it; a range past the end comes back shorter.
 
     Raises:

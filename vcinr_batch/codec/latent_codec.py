@@ -13,6 +13,7 @@ from vcinr_batch.codec.quantization import dequantize
 from vcinr_batch.codec.rate_distortion import choose_symbols
 from vcinr_batch.codec.transforms import LatentTransform
 from vcinr_batch.errors import ConfigError, CorruptBitstreamError
+from vcinr_batch.row_groups import in_groups
 
 
 class LatentCodec:
@@ -55,15 +56,14 @@ class LatentCodec:
         return choose_symbols(code.numpy(), self.tables, quality, rate_weight)
 
     def latents_of(self, symbols: NDArray[np.int32], quality: int) -> NDArray[np.float32]:
-        """Symbols int32 [B, K] -> decoded latents float32 [B, L].
+        """Symbols int32 [B, K] -> decoded latents float32 [B, L], to the last bit the same whatever the others are.
 
         Raises:
             ConfigError: no such quality level.
         """
+        code = torch.from_numpy(dequantize(symbols, self._step(quality)))
         with torch.no_grad():
-            latents: NDArray[np.float32] = self.transform.synthesis(
-                torch.from_numpy(dequantize(symbols, self._step(quality)))
-            ).numpy()
+            latents: NDArray[np.float32] = in_groups(self.transform.synthesis, code).numpy()
         return latents
 
     def encode(self, latents: NDArray[np.float32], quality: int, rate_weight: float = 1.0) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""What a source says beside its axes (scalars, 2-D latitudes, grid mappings), kept in full and as JSON values."""
+"""What a source says beside its axes (scalars, 2-D latitudes, bounds, grid mappings), kept in full, as JSON values."""
 
 import base64
 import binascii
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vcinr_batch.data.attributes_json import attributes_from_json, attributes_to_json
 from vcinr_batch.data.axes import Axis
-from vcinr_batch.data.axis_json import check_time, checked_object
+from vcinr_batch.data.axis_json import check_time, checked_int, checked_object
 from vcinr_batch.data.layout import Layout, axis_variable
 from vcinr_batch.errors import CorruptBitstreamError
 
@@ -28,6 +28,8 @@ CHANNEL_DIM = "channel"
 """Of decoded samples of several channels: nothing else may have that name."""
 RELATIONS = ("ancillary_variables", "cell_measures", "grid_mapping")
 """Attributes of a variable that name auxiliary variables which are no coordinates of it."""
+BOUNDS = "bounds"
+"""Attribute of a coordinate that names the variable with the ends of its cells."""
 
 _NUMBERS = ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f4", "<f8")
 _TEXTS = {"text": "U", "bytes": "S"}
@@ -37,15 +39,22 @@ _NAME_CHARACTERS = 256
 
 @dataclass(frozen=True, eq=False)
 class Auxiliary:
-    """A variable that goes with the fields: a coordinate that is no axis, or a grid mapping."""
+    """A variable that goes with the fields: a coordinate that is no axis, the bounds of one, or a grid mapping."""
 
     name: str
     dims: tuple[str, ...]
-    """Of the fields' dimensions, in an order of its own; none of a scalar."""
+    """Of the fields' dimensions, in an order of its own; none of a scalar. `own_dim` is one of them."""
     values: NDArray[Any]
     """Along its dimensions, labels in canonical order: numbers, texts, bytes in UTF-8; times are int64 in CF units."""
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """As in the source; of times also as an axis has them."""
+    own_dim: str | None = None
+    """A dimension that the fields do not have, such as the two ends of a cell: then it is no coordinate of theirs."""
+
+    @property
+    def own_length(self) -> int:
+        """Of `own_dim`; 0 where there is none."""
+        return 0 if self.own_dim is None else int(self.values.shape[self.dims.index(self.own_dim)])
 
     @property
     def is_time(self) -> bool:
@@ -94,19 +103,15 @@ def related_names(relation: str, text: str) -> list[str]:
     return [word for word in words if not word.endswith(":")]
 
 
-def coordinates_attribute(auxiliaries: Collection[Auxiliary], attributes: Mapping[str, Any]) -> dict[str, str]:
-    """CF's attribute `coordinates` of a variable in a file.
-
-    Args:
-        auxiliaries: of the variable.
-        attributes: of the variable; what one of `RELATIONS` names is no coordinate.
-
-    Returns:
-        One entry, or none where there is nothing to name.
-    """
+def coordinates_among(auxiliaries: Collection[Auxiliary], attributes: Mapping[str, Any]) -> set[str]:
+    """Names of those that are coordinates of a variable: no bounds, and nothing that one of its `RELATIONS` names."""
     related = {name for key in RELATIONS for name in related_names(key, str(attributes.get(key, "")))}
-    names = {auxiliary.name for auxiliary in auxiliaries} - related
-    named = sorted(name for name in names if not re.search(r"\s", name))
+    return {auxiliary.name for auxiliary in auxiliaries if auxiliary.own_dim is None} - related
+
+
+def coordinates_attribute(auxiliaries: Collection[Auxiliary], attributes: Mapping[str, Any]) -> dict[str, str]:
+    """CF's attribute `coordinates` of a variable of these attributes in a file; nothing where there are none."""
+    named = sorted(name for name in coordinates_among(auxiliaries, attributes) if not re.search(r"\s", name))
     return {"coordinates": " ".join(named)} if named else {}
 
 
@@ -128,17 +133,23 @@ def auxiliaries_from_json(content: Any, layout: Layout) -> tuple[Auxiliary, ...]
     if not isinstance(content, list) or len(content) > MAX_VARIABLES:
         raise CorruptBitstreamError(f"expected a list of at most {MAX_VARIABLES} auxiliary variables")
     read = tuple(_from_json(entry, layout) for entry in content)
-    names = [auxiliary.name for auxiliary in read]
-    taken = {*layout.dims, layout.variable, CHANNEL_DIM}
+    names, taken = [auxiliary.name for auxiliary in read], {*layout.dims, layout.variable, CHANNEL_DIM}
     for i, name in enumerate(names):
         if name in taken or name in names[:i]:
             raise CorruptBitstreamError(f"the name of the auxiliary variable {name[:40]!r} is taken already")
+    lengths: dict[str, int] = {}
+    for auxiliary in read:
+        dim, length = auxiliary.own_dim, auxiliary.own_length
+        if dim is not None and (dim in taken or dim in names or lengths.setdefault(dim, length) != length):
+            raise CorruptBitstreamError(f"the dimension {dim[:40]!r} of {auxiliary.name[:40]!r} is another one already")
     return read
 
 
 def _to_json(auxiliary: Auxiliary) -> dict[str, Any]:
     values = auxiliary.values
     content: dict[str, Any] = {"name": auxiliary.name, "dims": list(auxiliary.dims)}
+    if auxiliary.own_dim is not None:
+        content["sizes"] = {auxiliary.own_dim: auxiliary.own_length}
     if values.dtype.kind in "US":
         texts = values.reshape(-1).tolist()
         content["dtype"] = "text" if values.dtype.kind == "U" else "bytes"
@@ -152,23 +163,37 @@ def _to_json(auxiliary: Auxiliary) -> dict[str, Any]:
 
 
 def _from_json(content: Any, layout: Layout) -> Auxiliary:
-    fields = checked_object(content, "an auxiliary variable", {"name", "dims", "dtype", "data"}, {"attributes"})
+    required = {"name", "dims", "dtype", "data"}
+    fields = checked_object(content, "an auxiliary variable", required, {"attributes", "sizes"})
     name, dims, dtype = fields["name"], fields["dims"], fields["dtype"]
     if not is_usable_name(name):
         raise CorruptBitstreamError(f"not the name of an auxiliary variable: {str(name)[:40]!r}")
     what = f"auxiliary variable {name[:40]!r}"
-    is_list = isinstance(dims, list) and all(isinstance(dim, str) and dim in layout.dims for dim in dims)
+    own_dim, length = _own_from_json(fields["sizes"], what) if "sizes" in fields else (None, 0)
+    known = layout.dims if own_dim is None else (*layout.dims, own_dim)
+    is_list = isinstance(dims, list) and all(isinstance(dim, str) and dim in known for dim in dims)
     if not is_list or len(set(dims)) != len(dims):
-        raise CorruptBitstreamError(f"{what}: expected some of {', '.join(layout.dims)}, got {str(dims)[:80]}")
-    shape = tuple(len(layout.axis(dim)) for dim in dims)
+        raise CorruptBitstreamError(f"{what}: expected some of {', '.join(known)}, got {str(dims)[:80]}")
+    if own_dim is not None and own_dim not in dims:
+        raise CorruptBitstreamError(f"{what}: {own_dim[:40]!r} is none of its dimensions")
+    shape = tuple(length if dim == own_dim else len(layout.axis(dim)) for dim in dims)
     if not isinstance(dtype, str) or dtype not in (*_NUMBERS, *_TEXTS):
         raise CorruptBitstreamError(f"{what} has an unknown type {str(dtype)[:40]!r}")
     read = _texts_from_json if dtype in _TEXTS else _unpack
     values = read(fields["data"], dtype, math.prod(shape), what).reshape(shape)
-    auxiliary = Auxiliary(name, tuple(dims), values, attributes_from_json(fields.get("attributes", {}), what))
+    attributes = attributes_from_json(fields.get("attributes", {}), what)
+    auxiliary = Auxiliary(name, tuple(dims), values, attributes, own_dim)
     if auxiliary.is_time:
         check_time(Axis(name, values.reshape(-1), auxiliary.attributes))
     return auxiliary
+
+
+def _own_from_json(content: Any, what: str) -> tuple[str, int]:
+    """Name and length of a dimension that is no axis."""
+    if not isinstance(content, dict) or len(content) != 1 or not all(map(is_usable_name, content)):
+        raise CorruptBitstreamError(f"{what}: expected name and length of one dimension, got {str(content)[:80]}")
+    ((name, length),) = content.items()
+    return name, checked_int(length, f"{what}: length of {name[:40]!r}", 1, MAX_BYTES)
 
 
 def _texts_from_json(content: Any, dtype: str, count: int, what: str) -> NDArray[Any]:

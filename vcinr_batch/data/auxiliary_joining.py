@@ -8,8 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vcinr_batch.data.auxiliary import CHANNEL_DIM, MAX_BYTES, MAX_VARIABLES, Auxiliary, related_names, stored_bytes
-from vcinr_batch.data.axes import source_order
+from vcinr_batch.data.auxiliary import (
+    BOUNDS,
+    CHANNEL_DIM,
+    MAX_BYTES,
+    MAX_VARIABLES,
+    Auxiliary,
+    related_names,
+    stored_bytes,
+)
+from vcinr_batch.data.axes import Axis, source_order
 from vcinr_batch.data.source_auxiliary import FileAuxiliaries
 from vcinr_batch.data.source_joining import JoinedTimes
 from vcinr_batch.data.source_parts import SourcePart
@@ -29,6 +37,13 @@ class JoinedAuxiliaries:
     """Names of those that are not kept."""
     relations: Mapping[str, str]
     """Attributes of the variable that name auxiliary variables which are all there."""
+    bounds: Mapping[str, str]
+    """The attribute `BOUNDS` of axes; auxiliary variables have theirs already."""
+
+    def describe(self, axis: Axis) -> Axis:
+        """An axis with the attribute that names its bounds, where they are kept."""
+        name = self.bounds.get(axis.name)
+        return axis if name is None else replace(axis, attributes={**axis.attributes, BOUNDS: name})
 
 
 def share_auxiliaries(parts: Iterable[SourcePart]) -> list[SourcePart]:
@@ -63,12 +78,17 @@ def join_auxiliaries(groups: Sequence[Sequence[SourcePart]], time: JoinedTimes, 
     names = {name for file in files for name in (*file.variables, *file.left_out)}
     taken = {CHANNEL_DIM, *groups[0][0].dims, *(["member"] if has_members else [])}
     joined = {name: _join(name, groups, time) for name in names - taken}
-    kept = _fitting([auxiliary for auxiliary in joined.values() if auxiliary is not None])
+    kept = _fitting([one for one in joined.values() if one is not None and one.own_dim not in taken])
     relations = groups[0][0].auxiliaries.relations
+    bounds = _kept_bounds(kept, files)
     return JoinedAuxiliaries(
-        variables=kept,
+        variables=tuple(
+            replace(one, attributes={**one.attributes, BOUNDS: bounds[one.name]}) if one.name in bounds else one
+            for one in kept
+        ),
         left_out=tuple(sorted(names - {auxiliary.name for auxiliary in kept})),
         relations={key: text for key, text in relations.items() if _is_kept(key, text, kept, files)},
+        bounds=bounds,
     )
 
 
@@ -82,7 +102,8 @@ def _join(name: str, groups: Sequence[Sequence[SourcePart]], time: JoinedTimes) 
     complete = [[other for other in group if other is not None] for group in found]
     is_same = all(_is_same(first, other) for group in complete for other in group)
     dim = None if time.axis is None else time.axis.name
-    if dim is not None and dim not in first.dims and not is_same and first.dims == ():
+    own = () if first.own_dim is None else (first.own_dim,)
+    if dim is not None and dim not in first.dims and not is_same and first.dims == own:
         complete = [
             [_spread(scalar, dim, part) for scalar, part in zip(scalars, group, strict=True)]
             for scalars, group in zip(complete, groups, strict=True)
@@ -105,9 +126,9 @@ def _join(name: str, groups: Sequence[Sequence[SourcePart]], time: JoinedTimes) 
 
 
 def _spread(scalar: Auxiliary, dim: str, part: SourcePart) -> Auxiliary:
-    """A scalar of one file as one value for each of the file's labels."""
+    """A scalar of one file, or the bounds of one, as one for each of the file's labels."""
     length = len(part.axes[part.dims.index(dim)])
-    return replace(scalar, dims=(dim,), values=np.repeat(scalar.values.reshape(1), length))
+    return replace(scalar, dims=(dim, *scalar.dims), values=np.repeat(scalar.values[np.newaxis], length, axis=0))
 
 
 def _order(group: Sequence[SourcePart], files: NDArray[Any], places: NDArray[np.int64], dim: str) -> NDArray[np.int64]:
@@ -121,7 +142,7 @@ def _settled(auxiliary: Auxiliary, values: NDArray[Any], part: SourcePart, joine
     """In canonical order along the other axes, too, and times in whole seconds where they are."""
     attributes = auxiliary.attributes
     for k, dim in enumerate(auxiliary.dims):
-        if dim != joined_dim:
+        if dim not in (joined_dim, auxiliary.own_dim):
             values = np.take(values, source_order(part.axes[part.dims.index(dim)]), axis=k)
     if auxiliary.is_time and bool(np.all(values % 1_000_000 == 0)):
         values, attributes = values // 1_000_000, {**attributes, "units": f"seconds since {EPOCH}"}
@@ -145,12 +166,23 @@ def _is_kept(relation: str, text: str, kept: Sequence[Auxiliary], files: Sequenc
     return names.issuperset(related_names(relation, text)) and all(f.relations.get(relation) == text for f in files)
 
 
+def _kept_bounds(kept: Sequence[Auxiliary], files: Sequence[FileAuxiliaries]) -> dict[str, str]:
+    """Those that all files name as the first one does, and that are there."""
+    names = {auxiliary.name for auxiliary in kept if auxiliary.own_dim is not None}
+    return {
+        name: bounds
+        for name, bounds in files[0].bounds.items()
+        if bounds in names and all(file.bounds.get(name) == bounds for file in files)
+    }
+
+
 def _is_alike(a: Auxiliary, b: Auxiliary) -> bool:
     """Whether two files' values can stand in one array."""
     calendars = (a.attributes.get("calendar"), b.attributes.get("calendar")) if a.is_time else (None, None)
     is_exact = a.values.dtype.kind in "US" and a.values.dtype.kind == b.values.dtype.kind
     same_type = is_exact or a.values.dtype == b.values.dtype
-    return a.dims == b.dims and same_type and a.is_time == b.is_time and calendars[0] == calendars[1]
+    same_dims = a.dims == b.dims and a.own_dim == b.own_dim and a.own_length == b.own_length
+    return same_dims and same_type and a.is_time == b.is_time and calendars[0] == calendars[1]
 
 
 def _is_same(a: Auxiliary, b: Auxiliary) -> bool:

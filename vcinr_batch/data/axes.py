@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from vcinr_batch.data.times import axis_microseconds, parse_time, time_text
+from vcinr_batch.data.times import axis_microseconds, parse_time, time_text, time_texts
 from vcinr_batch.errors import ConfigError, SampleNotFoundError
 
 _LATITUDE_UNITS = ("degrees_north", "degree_north", "degrees_n", "degree_n", "degreesn", "degreen")
@@ -97,6 +97,14 @@ def label_text(axis: Axis, i: int) -> str:
     if axis.values.dtype.kind in "iu" or (number.is_integer() and abs(number) < 1e15):
         return str(int(value))
     return repr(number).replace("e+", "e")
+
+
+def label_texts(axis: Axis, places: NDArray[np.int64]) -> list[str]:
+    """`label_text` of many labels; of times at a tenth of the cost."""
+    if not axis.is_time:
+        return [label_text(axis, i) for i in places.tolist()]
+    calendar = _calendar(axis)
+    return time_texts(axis_microseconds(axis.values[places], str(axis.attributes["units"]), calendar), calendar)
 
 
 def axis_index(axis: Axis, text: str) -> NDArray[np.int64]:

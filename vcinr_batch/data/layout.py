@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vcinr_batch.data.axes import Axis, axis_index, label_text, make_axis, source_order, take_labels
+from vcinr_batch.data.axes import Axis, axis_index, label_text, label_texts, make_axis, source_order, take_labels
 from vcinr_batch.data.axis_json import LABEL_CAP, axis_from_json, axis_to_json, checked_int, checked_object
 from vcinr_batch.data.samples import SampleKey
 from vcinr_batch.data.times import decode_times
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import xarray
 
 __all__ = [
+    "BATCH_VALUES",
     "MAX_POINTS",
     "Axis",
     "Layout",
@@ -30,11 +31,14 @@ __all__ = [
     "layout_to_json",
     "make_axis",
     "sample_key",
+    "sample_keys",
     "source_order",
     "take_labels",
     "to_source_order",
 ]
 
+BATCH_VALUES = 1 << 24
+"""Values compressed at once: 64 MiB of float32, of which a fit holds a few; its last bits may depend on it."""
 MAX_POINTS = 1 << 24
 """Largest sample that a reader of an archive or a bundle accepts, in points."""
 _MAX_AXES = 32
@@ -116,6 +120,19 @@ def sample_key(layout: Layout, block: tuple[int, ...]) -> SampleKey:
         elif length < len(axis):
             labels.append((axis.name, f"{label_text(axis, i * length)}+{length}"))
     return SampleKey(layout.variable, tuple(labels))
+
+
+def sample_keys(layout: Layout, blocks: NDArray[np.integer[Any]]) -> list[SampleKey]:
+    """The identities of many blocks [B, axes], as `sample_key` has them; each label's text is made once."""
+    columns = []
+    for k, (axis, length) in enumerate(zip(layout.axes, layout.block_shape, strict=True)):
+        if length == 1 or length < len(axis):
+            found, at = np.unique(blocks[:, k], return_inverse=True)
+            ending = "" if length == 1 else f"+{length}"
+            labels = [(axis.name, text + ending) for text in label_texts(axis, found * length)]
+            columns.append([labels[i] for i in at.reshape(-1).tolist()])
+    names = zip(*columns, strict=True) if columns else [()] * len(blocks)
+    return [SampleKey(layout.variable, labels) for labels in names]
 
 
 def axis_variable(axis: Axis) -> "xarray.Variable":

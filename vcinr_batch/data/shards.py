@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vcinr_batch.config import SampleConfig
 from vcinr_batch.data.coordinates import Grid
-from vcinr_batch.data.layout import Layout, block_extent, sample_key
+from vcinr_batch.data.layout import Axis, Layout, block_extent, sample_key
 from vcinr_batch.data.samples import Sample
 from vcinr_batch.data.sources import FieldSource, read_extent
 from vcinr_batch.errors import ConfigError
@@ -41,15 +41,23 @@ def make_layout(source: FieldSource, config: SampleConfig) -> Layout:
     Raises:
         ConfigError: `config.block` names a dimension that the source has not.
     """
-    dims = [axis.name for axis in source.axes]
+    return cut_axes(source.variable, source.axes, config)
+
+
+def cut_axes(variable: str, axes: tuple[Axis, ...], config: SampleConfig) -> Layout:
+    """What `make_layout` gives, of a variable that is not in a source.
+
+    Raises:
+        ConfigError: as `make_layout`.
+    """
+    dims = [axis.name for axis in axes]
     for name in config.block:
         if name not in dims:
-            raise ConfigError(f"sample.block names {name!r}, but {source.variable} has {', '.join(dims)}")
+            raise ConfigError(f"sample.block names {name!r}, but {variable} has {', '.join(dims)}")
     lengths = [
-        min(config.block.get(axis.name, 1 if axis.name in config.per_label else len(axis)), len(axis))
-        for axis in source.axes
+        min(config.block.get(axis.name, 1 if axis.name in config.per_label else len(axis)), len(axis)) for axis in axes
     ]
-    return Layout(source.variable, source.axes, tuple(lengths))
+    return Layout(variable, axes, tuple(lengths))
 
 
 def plan_shards(layout: Layout, shard_samples: int, chunk_shape: Sequence[int]) -> list[Shard]:
@@ -96,9 +104,12 @@ def iter_samples(source: FieldSource, layout: Layout, grid: Grid, shard: Shard) 
     Raises:
         SourceError: the source cannot be read.
     """
-    extent = shard_extent(layout, shard)
-    values = read_extent(source, extent)
-    coordinates = grid.coordinates()
+    return cut_samples(read_extent(source, shard_extent(layout, shard)), layout, grid, shard)
+
+
+def cut_samples(values: NDArray[np.float32], layout: Layout, grid: Grid, shard: Shard) -> Iterator[Sample]:
+    """What `iter_samples` gives, from the shard's values in canonical order, NaN where one is missing."""
+    extent, coordinates = shard_extent(layout, shard), grid.coordinates()
     for block in shard_blocks(shard):
         part = tuple(
             slice(inner.start - outer.start, inner.stop - outer.start)

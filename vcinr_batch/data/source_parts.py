@@ -122,7 +122,7 @@ def _variables(dataset: xarray.Dataset) -> list[str]:
 
 def _describe(file: StoreFile, dataset: xarray.Dataset, name: str, storage_options: Mapping[str, Any]) -> SourcePart:
     array = dataset[name]
-    axes = [_read_axis(dataset, str(dim)) for dim in array.dims]
+    axes = [read_axis(dataset, str(dim)) for dim in array.dims]
     scalars = {
         str(key): _to_axis(str(key), coordinate.variable.set_dims({str(key): 1}))
         for key, coordinate in array.coords.items()
@@ -130,7 +130,7 @@ def _describe(file: StoreFile, dataset: xarray.Dataset, name: str, storage_optio
     }
     if "time" in scalars and scalars["time"].is_time and not any(axis.is_time for axis in axes):
         axes.insert(0, scalars.pop("time"))  # one field per file: its time tells the samples apart
-    encoding = _encoding(array)
+    encoding = source_encoding(array)
     if file.format == "grib":
         bits = grib_bits_per_value(file, storage_options)
     else:
@@ -148,11 +148,16 @@ def _describe(file: StoreFile, dataset: xarray.Dataset, name: str, storage_optio
         encoding=encoding,
         source_bits=bits,
         chunk_shape=tuple(_chunk_length(array, axis, file) for axis in axes),
-        auxiliaries=read_auxiliaries(array, [axis.name for axis in axes]),
+        auxiliaries=read_auxiliaries(dataset, name, [axis.name for axis in axes]),
     )
 
 
-def _read_axis(dataset: xarray.Dataset, dim: str) -> Axis:
+def read_axis(dataset: xarray.Dataset, dim: str) -> Axis:
+    """A dimension of a dataset with its labels; counted from 0 where it has none.
+
+    Raises:
+        SourceError: a label is missing.
+    """
     if dim not in dataset.coords:
         return Axis(dim, np.arange(dataset.sizes[dim], dtype=np.int64))
     return _to_axis(dim, dataset.coords[dim].variable)
@@ -184,7 +189,8 @@ def _wide(values: NDArray[Any]) -> NDArray[Any]:
     return np.array([float(str(value)) for value in values], dtype=np.float64)
 
 
-def _encoding(array: xarray.DataArray) -> dict[str, Any]:
+def source_encoding(array: xarray.DataArray) -> dict[str, Any]:
+    """How a file stores the values: dtype, scale_factor, add_offset, _FillValue; else dtype alone."""
     dtype = np.dtype(array.encoding.get("dtype", array.dtype))
     kept = {key: array.encoding[key] for key in _ENCODING_KEYS if array.encoding.get(key) is not None}
     return {"dtype": dtype.name} | source_attributes(kept)

@@ -196,6 +196,7 @@ def _join(
     time = join_parts(groups)
     auxiliaries = join_auxiliaries(groups, time, has_members)
     axes = [time.axis if time.axis and axis.name == time.axis.name else axis for axis in first.axes]
+    axes = [auxiliaries.describe(axis) for axis in axes]
     places = [source_order(axis) for axis in axes]
     chunk_shape = [min(chunk, len(axis)) for chunk, axis in zip(first.chunk_shape, axes, strict=True)]
     if has_members:

@@ -92,6 +92,14 @@ def time_text(microseconds: int, calendar: str) -> str:
     return str(np.datetime64(microseconds, "us") if fraction else np.datetime64(whole, "s"))
 
 
+def time_texts(microseconds: NDArray[np.int64], calendar: str) -> list[str]:
+    """`time_text` of many times [N]."""
+    if microseconds.size == 0 or not _is_gregorian(calendar, microseconds) or (microseconds % 1_000_000).any():
+        return [time_text(int(time), calendar) for time in microseconds]
+    texts: list[str] = np.datetime_as_string((microseconds // 1_000_000).astype("datetime64[s]")).tolist()
+    return texts
+
+
 def parse_time(text: str, calendar: str) -> tuple[int, int]:
     """The interval [start, end) in microseconds that a whole or partial ISO 8601 time means: `2019-03` is that month.
 
