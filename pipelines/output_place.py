@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from vcinr_batch.archive.manifest import MANIFEST_NAME
 from vcinr_batch.console import size_text
 from vcinr_batch.errors import ArchiveExistsError, ConfigError, SourceError, VcinrError
 from vcinr_batch.storage import StorageOptions, exists, is_file_url, join_url, locate, public_url, read_bytes
@@ -64,6 +65,8 @@ def check_place(output: str, overwrite: bool, storage_options: StorageOptions, d
             raise ArchiveExistsError(f"{place} is a directory and not a file: --overwrite does not replace it")
     elif is_file:
         raise ArchiveExistsError(f"{place} is a file and not a Zarr store: --overwrite does not replace it")
+    elif exists(join_url(output, MANIFEST_NAME), storage_options=storage_options):
+        raise ArchiveExistsError(f"{place} is an archive, whose decoded values do not replace it; take another place")
     elif marker is None and not root_files(output, storage_options):
         raise ArchiveExistsError(
             f"{place} is a directory without {' or '.join(_ZARR_ROOTS)}, no Zarr store: --overwrite does not replace it"

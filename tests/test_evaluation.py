@@ -205,6 +205,8 @@ def test_a_rejected_sample_is_nan_in_a_selection_and_an_error_by_its_key(
         ({"latitude": "58"}, {"latitude": 58}, "latitude is given as coordinates and selected as well"),
         ({"y": "58"}, {"latitude": 58}, "no dimension 'y'"),
         ([], {"latitude": 58}, "no sample keys"),
+        (5, {"latitude": 58}, "expected a selection or sample keys, got 5"),
+        (None, {"latitude": np.ma.masked_array([58.0, 57.0], [0, 1])}, "latitude: some coordinates are masked"),
     ],
 )
 def test_coordinates_that_make_no_sense_are_refused(

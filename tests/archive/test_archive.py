@@ -80,6 +80,13 @@ def test_a_selection_finds_its_rows(selection, hours, url, archive_at):
     assert Archive.open(url).rows(selection) == [written.rows[hour] for hour in hours]
 
 
+def test_a_path_will_do_for_a_url(tmp_path, archive_at):
+    written = archive_at(str(tmp_path / "by-path"))
+    assert Archive.open(tmp_path / "by-path").rows() == written.rows
+    with pytest.raises(ConfigError, match="expected a path or URL of an archive, got None"):
+        Archive.open(None)
+
+
 def test_a_selection_reads_only_the_parts_that_it_needs(url, archive_at):
     written = archive_at(url)
     remove(join_url(url, written.manifest.parts[0].path))
@@ -104,6 +111,11 @@ def test_a_damaged_part_is_named_and_the_others_still_read(url, archive_at):
         ({"level": "850"}, ConfigError, "t2m has no dimension 'level'; it has time, latitude, longitude"),
         ({"time": "2020"}, SampleNotFoundError, "2019-03-22T00:00:00..2019-03-22T05:00:00"),
         ({"time": "yesterday"}, ConfigError, "yesterday"),
+        ({"time": ""}, ConfigError, "time: an empty text"),
+        ({"time": 5}, ConfigError, r"time: expected a text, a label or a range a..b, got 5 \(int\)"),
+        ({"time": np.datetime64("2019-03-22")}, ConfigError, "got 2019-03-22 .datetime64"),
+        ({"latitude": slice(1, 2)}, ConfigError, "latitude: expected a text"),
+        ("time=2019", ConfigError, "expected a text for each dimension"),
     ],
 )
 def test_a_selection_that_cannot_be_is_refused(selection, error, expected, url, archive_at):

@@ -91,9 +91,17 @@ def test_a_rejected_sample_is_named_and_nothing_is_decoded(
     assert str(caught.value.args[0]) == f"{key}: rejected when the archive was made"
 
 
-@pytest.mark.parametrize("key", ["t2m", "t2m[time=2019-03-22T01:00:00+2,latitude=50+2,longitude=-10+3]", "", 7, None])
-def test_what_is_no_key_of_it_is_not_found(archive: Archive, layout: Layout, key: Any) -> None:
+@pytest.mark.parametrize(
+    "key", ["t2m", "t2m[time=2019-03-22T01:00:00+2,latitude=50+2,longitude=-10+3]", "", "t2m[time"]
+)
+def test_what_is_no_key_of_it_is_not_found(archive: Archive, layout: Layout, key: str) -> None:
     with pytest.raises(SampleNotFoundError, match="its keys run from"):
+        archive.read([sample_key(layout, (0, 0, 0)), key])
+
+
+@pytest.mark.parametrize("key", [7, None, b"t2m"])
+def test_what_is_no_text_is_no_key(archive: Archive, layout: Layout, key: Any) -> None:
+    with pytest.raises(ConfigError, match="expected a sample key or its text, got"):
         archive.read([sample_key(layout, (0, 0, 0)), key])
 
 

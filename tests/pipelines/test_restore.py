@@ -202,6 +202,17 @@ def test_a_restore_that_fails_keeps_the_output_it_was_to_replace(tmp_path: Path,
     assert {file: fs.cat_file(file) for file in fs.find(path)} == after != before
 
 
+@pytest.mark.parametrize("is_itself", [True, False])
+def test_an_archive_is_never_replaced_by_its_values(tmp_path: Path, is_itself: bool) -> None:
+    archive = write_archive(tmp_path / "archive.zarr", LAYOUTS["fields"])
+    other = write_archive(tmp_path / "other.zarr", LAYOUTS["fields"])
+    (tmp_path / "other.zarr" / "zarr.json").write_text("{}")  # as a Zarr archive has it
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.*")) if path.is_file()}
+    with pytest.raises(ArchiveExistsError, match="is an archive, whose decoded values do not replace it"):
+        decompress(other if is_itself else archive, other, overwrite=True)
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*.*")) if path.is_file()} == before
+
+
 @pytest.mark.usefixtures("small_pieces")
 def test_an_unfinished_store_of_another_restore_is_replaced_only_when_asked(tmp_path: Path) -> None:
     archive, output = write_archive(tmp_path / "archive", LAYOUTS["fields"]), f"memory://{tmp_path}/out.zarr"

@@ -1,6 +1,7 @@
 """An archive opened for reading: which samples it holds, their rows, and their values as an xarray dataset."""
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from vcinr_batch.archive.selection import Selection, make_selection, selected_po
 from vcinr_batch.data.auxiliary import auxiliary_variable, coordinates_among, take_auxiliary
 from vcinr_batch.data.layout import Layout, axis_variable, sample_keys
 from vcinr_batch.data.samples import RejectedSample, SampleKey
-from vcinr_batch.errors import BundleMismatchError
+from vcinr_batch.errors import BundleMismatchError, ConfigError
 from vcinr_batch.storage import StorageOptions, join_url, public_url, read_bytes, sha256_hex, size_bytes
 
 if TYPE_CHECKING:
@@ -43,6 +44,19 @@ class SelectedRows:
     """In the part's index, ascending."""
 
 
+def checked_bundle_bytes(url: str, sha256: str, storage_options: StorageOptions) -> bytes:
+    """The bundle at a URL, which must have that digest.
+
+    Raises:
+        SourceError: it is missing or unreachable.
+        BundleMismatchError: it is another one.
+    """
+    data = read_bytes(url, storage_options=storage_options)
+    if sha256_hex(data) != sha256:
+        raise BundleMismatchError(f"{public_url(url)}: its SHA-256 is {sha256_hex(data)}, the archive needs {sha256}")
+    return data
+
+
 class Archive:
     """An open archive. Holds its manifest and the indexes of the last parts read; no file is locked or kept open.
 
@@ -63,14 +77,18 @@ class Archive:
         self.__init__(**state)  # type: ignore[misc]
 
     @classmethod
-    def open(cls, url: str, storage_options: StorageOptions = None) -> "Archive":
-        """Open the archive at an fsspec URL; reads its manifest only.
+    def open(cls, url: str | os.PathLike[str], storage_options: StorageOptions = None) -> "Archive":
+        """Open the archive at a path or an fsspec URL; reads its manifest only.
 
         Raises:
+            ConfigError: neither a path nor a URL.
             SourceError: no archive there, or it cannot be reached.
             BitstreamError, UnsupportedFormatError: a damaged manifest, or one of a later version.
         """
-        return cls(url, read_manifest(url, storage_options=storage_options), storage_options)
+        if not isinstance(url, str | os.PathLike):
+            raise ConfigError(f"expected a path or URL of an archive, got {url!r:.80} ({type(url).__name__})")
+        place = os.fspath(url)
+        return cls(place, read_manifest(place, storage_options=storage_options), storage_options)
 
     @property
     def layout(self) -> Layout:
@@ -146,12 +164,7 @@ class Archive:
             BundleMismatchError: it is not the one that the manifest names.
         """
         url = join_url(self.url, self.manifest.bundle_path)
-        data = read_bytes(url, storage_options=self.storage_options)
-        if sha256_hex(data) != self.manifest.bundle_sha256:
-            raise BundleMismatchError(
-                f"{public_url(url)}: its SHA-256 is {sha256_hex(data)}, the archive needs {self.manifest.bundle_sha256}"
-            )
-        return data
+        return checked_bundle_bytes(url, self.manifest.bundle_sha256, self.storage_options)
 
     def size_bytes(self) -> tuple[int, int]:
         """All bytes of the archive without its bundle (manifest, parts, rejected tables, Zarr's metadata and

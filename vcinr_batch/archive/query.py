@@ -171,6 +171,8 @@ def _sample_axes(layout: Layout, keys: Keys, given: set[str]) -> "list[tuple[NDA
         selection = make_selection(layout, keys)
         pairs = zip(selection.places, selection.axes, strict=True)
         return [(places, axis_variable(axis)) for places, axis in pairs]
+    if not isinstance(keys, str | SampleKey | Iterable):
+        raise ConfigError(f"expected a selection or sample keys, got {keys!r:.80}")
     blocks = find_blocks(layout, [keys] if isinstance(keys, str | SampleKey) else keys)
     if not len(blocks):
         raise ConfigError("no sample keys given")
@@ -216,6 +218,8 @@ def _pointwise(layout: Layout, given: Mapping[int, tuple[str, Any]]) -> tuple[tu
 
 def _numbers(name: str, value: Any) -> Floats:
     """A number or a list of numbers as float64."""
+    if isinstance(value, np.ma.MaskedArray) and np.any(value.mask):
+        raise ConfigError(f"{name}: some coordinates are masked; leave them out")
     try:
         numbers = np.asarray(value)
     except ValueError as error:  # lists of unequal length

@@ -20,13 +20,16 @@ def find_blocks(layout: Layout, keys: Iterable[SampleKey | str]) -> NDArray[np.i
 
     Raises:
         SampleNotFoundError: a key that no block of the layout has; names it.
+        ConfigError: something else than a key or a text.
     """
     known: dict[tuple[int, str], int | None] = {}
-    blocks = [_find_block(layout, str(key), known) for key in keys]
+    blocks = [_find_block(layout, _text(key), known) for key in keys]
     return np.array(blocks, np.int64).reshape(len(blocks), len(layout.axes))
 
 
 def _find_block(layout: Layout, text: str, known: dict[tuple[int, str], int | None]) -> tuple[int, ...]:
+    if "[" in text and not text.endswith("]"):
+        raise _not_found(layout, text)
     variable, _, inner = text.removesuffix("]").partition("[")
     labels = [part.partition("=")[::2] for part in inner.split(",")] if inner else []
     named = [k for k, n in enumerate(layout.block_shape) if n == 1 or n < len(layout.axes[k])]
@@ -41,6 +44,12 @@ def _find_block(layout: Layout, text: str, known: dict[tuple[int, str], int | No
             raise _not_found(layout, text)
         block[k] = place
     return tuple(block)
+
+
+def _text(key: object) -> str:
+    if not isinstance(key, str | SampleKey):
+        raise ConfigError(f"expected a sample key or its text, got {key!r:.80} ({type(key).__name__})")
+    return str(key)
 
 
 def _find_along(axis: Axis, length: int, label: str) -> int | None:

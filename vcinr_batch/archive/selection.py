@@ -53,10 +53,19 @@ def make_selection(layout: Layout, wanted: Mapping[str, str] | None) -> Selectio
 
 def selected_positions(layout: Layout, wanted: Mapping[str, str] | None) -> list[NDArray[np.int64]]:
     """Selected positions along every axis of a layout, ascending. Arguments and errors as `make_selection`."""
+    if not isinstance(wanted, Mapping | None):
+        raise ConfigError(
+            f"expected a text for each dimension, as in {{'time': '2019-03-22'}}, got {str(wanted)[:80]!r}"
+        )
     texts = dict(wanted or {})
     unknown = [name for name in texts if name not in layout.dims]
     if unknown:
         raise ConfigError(f"{layout.variable} has no dimension {unknown[0]!r}; it has {', '.join(layout.dims)}")
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"{name}: expected a text, a label or a range a..b, got {str(text)[:80]} ({type(text).__name__})"
+            )
     return [
         axis_index(axis, texts[axis.name]) if axis.name in texts else np.arange(len(axis), dtype=np.int64)
         for axis in layout.axes

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vcinr_batch import __version__
-from vcinr_batch.archive.archive import Archive
+from vcinr_batch.archive.archive import Archive, checked_bundle_bytes
 from vcinr_batch.archive.manifest import (
     MANIFEST_NAME,
     ArchivePart,
@@ -36,7 +36,6 @@ from vcinr_batch.data.sources import FieldSource, open_fields
 from vcinr_batch.data.stores import find_store, open_store
 from vcinr_batch.errors import (
     ArchiveExistsError,
-    BundleMismatchError,
     ConfigError,
     CorruptBitstreamError,
     SourceError,
@@ -117,7 +116,9 @@ def _written_variable(url: str, options: dict[str, Any]) -> tuple[str, PartCodec
 def _complete(store: _Store) -> None:
     """Write what makes it an archive, the manifest before the metadata that send readers there."""
     source = _source(store)
-    bundle = _checked_bundle(store)
+    bundle = checked_bundle_bytes(
+        join_url(store.url, store.codec.bundle_path), store.codec.bundle_sha256, store.options
+    )
     manifest = as_zarr(_manifest(store, source, _checked_parts(store)))
     write_bytes(join_url(store.url, manifest.bundle_path), bundle, storage_options=store.options)
     if not exists(join_url(store.url, MANIFEST_NAME), storage_options=store.options):
@@ -140,16 +141,6 @@ def _source(store: _Store) -> FieldSource:
                 f"{public_url(store.url)}: the labels of {found.name!r} are not those that encoding() was given"
             )
     return source
-
-
-def _checked_bundle(store: _Store) -> bytes:
-    url = join_url(store.url, store.codec.bundle_path)
-    data = read_bytes(url, storage_options=store.options)
-    if sha256_hex(data) != store.codec.bundle_sha256:
-        raise BundleMismatchError(
-            f"{public_url(url)}: its SHA-256 is {sha256_hex(data)}, expected {store.codec.bundle_sha256}"
-        )
-    return data
 
 
 def _checked_parts(store: _Store) -> Sequence[ArchivePart]:

@@ -121,6 +121,8 @@ def axis_index(axis: Axis, text: str) -> NDArray[np.int64]:
     first, separator, last = text.partition("..")
     first, last = first.strip(), last.strip()
     if axis.is_time:
+        if not text.strip():
+            raise ConfigError(f"{axis.name}: an empty text; expected a time, a part of one, or a range a..b")
         chosen = _times_between(axis, first, last if separator else first)
     elif axis.values.dtype.kind in "US":
         chosen = _words_between(axis, first, last) if separator else _words(axis, text)
