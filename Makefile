@@ -26,10 +26,11 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 # torch is pinned below 2.14 in pyproject.toml: that range resolves to a CPU build where one is at hand.
+# --no-compile: of thousands of modules only those that are imported are compiled, when they are.
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; set PYTHON=..."'
 	$(PYTHON) -m venv $(VENV) || { echo "python venv is missing: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev]'
 	touch $@
 
 clean:
