@@ -282,6 +282,8 @@ class TestRefusals:
         ("options", "message"),
         [
             ({"quality": 9}, "quality 9: this bundle has levels 0 to 3"),
+            ({"quality": "2"}, "quality: expected the number of a level, got '2'"),
+            ({"quality": True}, "quality: expected the number of a level, got True"),
             ({"variable": "nothing"}, "no variable 'nothing'"),
             ({"chunks": {"level": 3}}, "'level': 3; expected a number of labels"),
             ({"chunks": {"time": 0}}, "'time': 0; expected"),

@@ -37,7 +37,8 @@ def encoding(
     """What `to_zarr` needs to compress a variable; join the results of several calls (`|`) for several variables.
 
     Every sample of the dataset is fitted when its chunk is written, and its error measured on the decoded bytes, as
-    `vcinr compress` does. A chunk is written as a whole or not at all.
+    `vcinr compress` does. A chunk is written as a whole or not at all. Nothing can be appended: that is refused, but
+    xarray has lengthened the store's coordinates by then, which `zarr.open_array(...).resize(...)` undoes.
 
     Args:
         dataset: what is to be written, with all its labels; a region of it can be written later.
