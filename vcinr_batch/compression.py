@@ -56,7 +56,7 @@ class QualityRequest:
             raise ConfigError("give either a quality level or a target PSNR, not both")
         if self.level is not None and type(self.level) is not int:
             raise ConfigError(f"quality: expected the number of a level, got {self.level!r:.80}")
-        if self.target_psnr_db is not None and type(self.target_psnr_db) not in (int, float):
+        if isinstance(self.target_psnr_db, bool) or not isinstance(self.target_psnr_db, int | float | None):
             raise ConfigError(f"target PSNR: expected a number of dB, got {self.target_psnr_db!r:.80}")
         if self.target_psnr_db is not None and not math.isfinite(self.target_psnr_db):
             raise ConfigError(f"target PSNR must be a finite number of dB, got {self.target_psnr_db}")
