@@ -257,6 +257,14 @@ def test_a_chunk_that_comes_out_with_other_bytes_is_left_out(
     assert contents(job.output) == before
 
 
+def test_two_ray_workers_write_the_files_of_a_serial_run(spoilt_job: CompressJob, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    compress(spoilt_job)
+    parallel = replace(spoilt_job, output=str(tmp_path / "parallel"), workers=2)
+    assert compress(parallel).summary.rejected == 1
+    assert contents(parallel.output) == contents(spoilt_job.output)
+
+
 def test_the_plan_reaches_a_worker_whole(job: CompressJob) -> None:
     plan, shards = plan_compression(job, load_bundle(job.bundle))
     sent = pickle.loads(pickle.dumps(plan))
