@@ -19,9 +19,15 @@ from pathlib import Path
 import torch
 
 from pipelines.compress import CompressJob, compress
-from pipelines.shard_work import one_thread
 from vcinr_batch.bundle import Bundle, save_bundle
-from vcinr_batch.compression import OpenBundle, QualityRequest, compress_samples, decompress_rows, open_bundle
+from vcinr_batch.compression import (
+    OpenBundle,
+    QualityRequest,
+    compress_samples,
+    decompress_rows,
+    one_thread,
+    open_bundle,
+)
 from vcinr_batch.config import FitConfig, SourceConfig, load_config
 from vcinr_batch.data.layout import Layout
 from vcinr_batch.data.samples import Sample

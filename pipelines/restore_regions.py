@@ -113,7 +113,7 @@ def decode_region(source: ArchiveSelection, region: Region) -> NDArray[np.float3
     """
     opened = open_selection(source)
     dims = len(opened.selection.places)
-    from pipelines.shard_work import one_thread  # imports torch, which the driver of workers does not need
+    from vcinr_batch.compression import one_thread  # imports torch, which the driver of workers does not need
 
     # Sums, and so a value's last bit, may depend on how many threads there are.
     with one_thread():

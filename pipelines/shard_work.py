@@ -4,18 +4,15 @@ A retry of any stage repeats its own work and writes the same bytes to the same 
 """
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import torch
 
 from pipelines.compress_plan import CompressPlan
 from vcinr_batch.archive.manifest import ArchivePart
 from vcinr_batch.archive.parquet_container import content_path, write_part
 from vcinr_batch.archive.rows import ArchiveRow
 from vcinr_batch.bundle import load_bundle
-from vcinr_batch.compression import OpenBundle, compress_samples, open_bundle
+from vcinr_batch.compression import OpenBundle, compress_samples, one_thread, open_bundle
 from vcinr_batch.data.layout import BATCH_VALUES, sample_key
 from vcinr_batch.data.samples import RejectedSample, Sample
 from vcinr_batch.data.shards import Shard, halves, iter_samples, shard_name
@@ -141,14 +138,3 @@ def open_bundle_once(plan: CompressPlan) -> OpenBundle:
             _opened.clear()
             _opened[plan.bundle_sha256] = open_bundle(load_bundle(plan.bundle_url, plan.storage_options))
         return _opened[plan.bundle_sha256]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: sums, and so the archive's last bits, would depend on how many there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

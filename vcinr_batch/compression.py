@@ -6,6 +6,7 @@ decompress: rows -> check -> symbols -> latents -> shared network -> denormalise
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -150,6 +151,17 @@ def row_masks(rows: Sequence[ArchiveRow], opened: OpenBundle, layout: Layout) ->
         CorruptBitstreamError: a row's own mask does not decode; names the sample.
     """
     return np.stack([_row_mask(row, opened.bundle, layout) for row in rows])
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: sums, and so the last bits of a result, depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def open_bundle(bundle: Bundle) -> OpenBundle:

@@ -283,9 +283,7 @@ def test_an_awkward_file_comes_back(archive: str, source_file: Path, tmp_path: P
         assert_alike(opened(archive, tmp_path, None, form), expected, form)
 
 
-def test_all_that_goes_with_the_fields_are_coordinates_on_request(archive: str, source_file: Path, kind: str) -> None:
-    if kind == "dangling":
-        pytest.skip("xarray says what is missing")
+def test_all_that_goes_with_the_fields_are_coordinates_on_request(archive: str, source_file: Path) -> None:
     with (
         xarray.open_dataset(source_file, decode_coords="all") as expected,
         xarray.open_dataset(archive, engine="vcinr", decode_coords="all") as found,

@@ -37,6 +37,7 @@ _KEPT_BUNDLES = 4
 _bundles: OrderedDict[str, bytes] = OrderedDict()
 """Files of the bundles that this process writes with, by digest."""
 _compressing = threading.Lock()
+"""One chunk at a time, since the number of threads is torch's for all of the process."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,12 +145,12 @@ def _compress(
     values: NDArray[np.float32], opened: "OpenBundle", layout: Layout, shard: Shard, request: "QualityRequest"
 ) -> list[ArchiveRow]:
     """One row for each sample of the shard, or none of them."""
-    from vcinr_batch.compression import check_layout, compress_samples
+    from vcinr_batch.compression import check_layout, compress_samples, one_thread
 
     check_layout(opened.bundle, layout)
     samples = list(cut_samples(values, layout, opened.bundle.grid, shard))
     rows, size = list[ArchiveRow](), max(1, BATCH_VALUES // layout.points_per_sample)
-    with _one_thread():
+    with _compressing, one_thread():
         for first in range(0, len(samples), size):
             done, rejected = compress_samples(samples[first : first + size], opened, layout, request)
             if rejected:
@@ -159,20 +160,6 @@ def _compress(
                 )
             rows += done
     return rows
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Torch on one thread, one chunk at a time: sums, and so the last bits, would depend on how many there are."""
-    import torch
-
-    with _compressing:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 async def _bundle_of(root: StorePath, chunk: ChunkWrite) -> "OpenBundle":
