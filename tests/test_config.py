@@ -37,6 +37,14 @@ def test_a_config_survives_json() -> None:
     assert parse_config(config.model_dump(mode="json")) == config
 
 
+def test_tapers_by_scale_are_serialised_only_where_they_are_used() -> None:
+    """Bundles that were made before there were any keep their digest."""
+    assert "coarse_tapers" not in RunConfig().model_dump(mode="json")["network"]
+    config = parse_config({"network": {"coarse_tapers": [[60, 400], [150, 700]]}})
+    assert config.model_dump(mode="json")["network"]["coarse_tapers"] == [[60.0, 400.0], [150.0, 700.0]]
+    assert parse_config(config.model_dump(mode="json")) == config
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_shipped_configs_are_valid(path: Path) -> None:
     load_config(str(path))
@@ -65,6 +73,8 @@ def test_there_are_shipped_configs() -> None:
             {"network": {"stationary_share": 1.5}},
             "network.stationary_share = 1.5: Input should be less than or equal to 1",
         ),
+        ({"network": {"coarse_tapers": [[60, 0]]}}, "network.coarse_tapers.0.1 = 0: Input should be greater than 0"),
+        ({"network": {"coarse_tapers": [[90, 400], [60, 700]]}}, "pairs with ascending smoothing lengths"),
         ({"sample": {"block": {"time": 0}}}, "sample.block.time = 0: Input should be greater than or equal to 1"),
         ({"meta_learning": {"validation_share": 1}}, "meta_learning.validation_share = 1: Input should be less than 1"),
         ({"network": {"modulation": "none"}}, "modulation and linear_term are both 'none'"),

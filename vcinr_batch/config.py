@@ -16,9 +16,11 @@ from pydantic import (
 )
 
 from vcinr_batch.errors import ConfigError
+from vcinr_batch.quality_request import QualityRequest, parse_max_error
 from vcinr_batch.storage import read_bytes
 
 PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -88,6 +90,9 @@ class NetworkConfig(_Section):
     """Localised basis: length scale of the Gaussian taper, in km on the sphere, in grid cells otherwise."""
     stationary_share: Share = 0.05
     """Localised basis: share of the stationary average mixed into the covariance."""
+    coarse_tapers: tuple[tuple[PositiveFloat, PositiveFloat], ...] = ()
+    """Localised basis: pairs of a smoothing length (ascending) and a taper length, in the unit of `taper_length`. What
+    is left after smoothing takes that taper instead: correlations of large structures reach farther."""
     global_modes: Annotated[int, Field(ge=0)] = 0
     """Localised basis: leading EOFs that are kept as they are; only the rest is localised."""
 
@@ -96,6 +101,18 @@ class NetworkConfig(_Section):
         if self.modulation == "none" and self.linear_term == "none":
             raise ValueError("modulation and linear_term are both 'none': the network would have no latent")
         return self
+
+    @model_validator(mode="after")
+    def _scales_ascend(self) -> "NetworkConfig":
+        if any(a[0] >= b[0] for a, b in pairwise(self.coarse_tapers)):
+            raise ValueError("coarse_tapers must be pairs with ascending smoothing lengths")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out newer keys that were not used, as `MetaLearningConfig` does."""
+        content: dict[str, Any] = serialize(self)
+        return {key: value for key, value in content.items() if key != "coarse_tapers" or value}
 
 
 class FitConfig(_Section):
@@ -185,6 +202,20 @@ class CodecConfig(_Section):
         return self
 
 
+class QualityConfig(_Section):
+    """How good compressed samples shall be where the command does not say."""
+
+    max_error: dict[str, float | str] = {}
+    """Bound on the error of every value, by variable: in its unit (`0.1`), or a share of the range of the training
+    values (`0.1%`)."""
+
+    @model_validator(mode="after")
+    def _bounds_parse(self) -> "QualityConfig":
+        for bound in self.max_error.values():
+            parse_max_error(str(bound))
+        return self
+
+
 class RunConfig(_Section):
     """One YAML file = one whole run."""
 
@@ -195,6 +226,13 @@ class RunConfig(_Section):
     fit: FitConfig = FitConfig()
     meta_learning: MetaLearningConfig = MetaLearningConfig()
     codec: CodecConfig = CodecConfig()
+    quality: QualityConfig = QualityConfig()
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out a newer section that was not used, as `MetaLearningConfig` does."""
+        content: dict[str, Any] = serialize(self)
+        return {key: value for key, value in content.items() if key != "quality" or value != {"max_error": {}}}
 
 
 def load_config(url: str, settings: Sequence[str] = ()) -> RunConfig:
@@ -216,6 +254,21 @@ def load_config(url: str, settings: Sequence[str] = ()) -> RunConfig:
     for setting in settings:
         content = _with_setting(content, setting)
     return parse_config(content, url, settings)
+
+
+def configured_request(config: RunConfig, variable: str) -> QualityRequest:
+    """How good samples of a variable shall be by a configuration.
+
+    Raises:
+        ConfigError: it says nothing of it.
+    """
+    bound = config.quality.max_error.get(variable)
+    if bound is None:
+        raise ConfigError(
+            f"say how good {variable} shall be: a quality level, target PSNR, target RMSE or max error, "
+            "or quality.max_error in the configuration that the bundle is trained with"
+        )
+    return parse_max_error(str(bound))
 
 
 def parse_config(content: Any, name: str = "config", settings: Sequence[str] = ()) -> RunConfig:

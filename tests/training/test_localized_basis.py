@@ -21,6 +21,7 @@ from vcinr_batch.training.localized_basis import (
     point_distances,
     start_linear_term,
 )
+from vcinr_batch.training.stationary_correlation import correlation_at, fit_correlation
 
 Array = NDArray[np.float64]
 SIDE = 10
@@ -88,20 +89,16 @@ def test_a_short_taper_leaves_only_the_variance_of_each_point() -> None:
     np.testing.assert_allclose(basis.variances, np.sort((anomalies**2).mean(axis=0))[::-1], rtol=1e-5)
 
 
-def test_the_stationary_part_averages_correlations_over_pairs_equally_far_apart() -> None:
-    """Four points on a line: distances 1, 2, 3 occur in 3, 2 and 1 pairs."""
+def test_the_stationary_part_is_the_fitted_correlation_with_the_variance_of_each_point() -> None:
     grid = Grid(("x",), (4,), "cartesian")
     anomalies = np.random.default_rng(0).standard_normal((7, 4)) * [1, 2, 3, 4]
     covariance = anomalies.T @ anomalies / 7
     std = np.sqrt(np.diag(covariance))
-    correlation = covariance / np.outer(std, std)
-    mean = [np.mean(np.diag(correlation, d)) for d in range(4)]
-    expected = np.array([[mean[abs(i - j)] * std[i] * std[j] for j in range(4)] for i in range(4)])
-    basis = localized_basis(anomalies, point_distances(grid, np.ones(4, bool)), 4, 1.0, 1.0, 0)
-    rebuilt = (basis.vectors * basis.variances) @ basis.vectors.T
-    positive = np.linalg.eigvalsh(expected).min() > 0
-    assert positive  # or the floor under the variances would show
-    np.testing.assert_allclose(rebuilt, expected, atol=1e-5)
+    distances = point_distances(grid, np.ones(4, bool))
+    fitted = fit_correlation(np.asarray(covariance / np.outer(std, std), np.float32), distances)
+    expected = correlation_at(fitted, distances) * np.outer(std, std)
+    basis = localized_basis(anomalies, distances, 4, 1.0, 1.0, 0)
+    np.testing.assert_allclose((basis.vectors * basis.variances) @ basis.vectors.T, expected, atol=1e-5)
 
 
 def test_global_modes_keep_a_pattern_that_spans_the_grid() -> None:

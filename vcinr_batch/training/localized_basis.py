@@ -5,6 +5,7 @@ covariance times exp(-d^2 / 2 l^2) elementwise, mixed with its stationary averag
 (Houtekamer and Mitchell 2001).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from vcinr_batch.config import NetworkConfig
 from vcinr_batch.data.coordinates import Grid
 from vcinr_batch.errors import ConfigError
+from vcinr_batch.training.stationary_correlation import correlation_at, fit_correlation
+from vcinr_batch.training.tapered_covariance import tapered_covariance
 
 EARTH_RADIUS_KM = 6371.0
 MAX_DENSE_POINTS = 20_000
@@ -45,6 +48,7 @@ def localized_basis(
     taper_length: float,
     stationary_share: float,
     global_modes: int,
+    coarse_tapers: Sequence[tuple[float, float]] = (),
 ) -> CovarianceBasis:
     """Leading eigenvectors of the tapered covariance mixed with its stationary average.
 
@@ -55,11 +59,11 @@ def localized_basis(
         taper_length: l of the Gaussian taper exp(-d^2 / 2 l^2).
         stationary_share: weight in [0, 1] of the stationary covariance, a function of the distance alone.
         global_modes: leading EOFs kept as they are; only what is left is localised.
+        coarse_tapers: smoothing length and taper length of each coarser scale, as in `tapered_covariance`.
     """
     far = eof_basis(anomalies, global_modes) if global_modes else None
     local = anomalies if far is None else anomalies - anomalies @ far.vectors @ far.vectors.T
-    covariance = (local.T @ local / len(local)).astype(np.float32)
-    covariance = _localize(covariance, distances, taper_length, stationary_share)
+    covariance = _localize(local, distances, taper_length, stationary_share, coarse_tapers)
     if far is not None:
         covariance += ((far.vectors * far.variances) @ far.vectors.T).astype(np.float32)
     return _leading_eigenvectors(covariance, min(count, len(covariance)))
@@ -108,7 +112,13 @@ def start_linear_term(
     else:
         distances = np.repeat(np.repeat(point_distances(grid, valid), channels, axis=0), channels, axis=1)
         basis = localized_basis(
-            anomalies, distances, config.latent_dim, config.taper_length, config.stationary_share, config.global_modes
+            anomalies,
+            distances,
+            config.latent_dim,
+            config.taper_length,
+            config.stationary_share,
+            config.global_modes,
+            config.coarse_tapers,
         )
     scaled = basis.vectors * np.sqrt(basis.variances)
     table = np.zeros((points, channels, config.latent_dim), np.float32)
@@ -125,24 +135,22 @@ def _euclidean(points: Array) -> Array:
 
 
 def _localize(
-    covariance: NDArray[np.float32], distances: NDArray[np.float32], taper_length: float, stationary_share: float
+    anomalies: Array,
+    distances: NDArray[np.float32],
+    taper_length: float,
+    stationary_share: float,
+    coarse_tapers: Sequence[tuple[float, float]],
 ) -> NDArray[np.float32]:
-    std = np.sqrt(np.maximum(np.diag(covariance), 1e-20))
-    stationary = _stationary_correlation(covariance / std[:, None] / std, distances) * std[:, None] * std
-    tapered = covariance * np.exp(-((distances / taper_length) ** 2) / 2)
-    mixed: NDArray[np.float32] = (1 - stationary_share) * tapered + stationary_share * stationary
-    return mixed
-
-
-def _stationary_correlation(
-    correlation: NDArray[np.float32], distances: NDArray[np.float32], bins: int = 256
-) -> NDArray[np.float32]:
-    """Replace each entry by the mean over all pairs of points that lie as far apart."""
-    index = (distances * (bins / max(float(distances.max()), 1e-12))).round().astype(np.int32)
-    total = np.bincount(index.ravel(), correlation.ravel(), minlength=bins + 1)
-    pairs = np.maximum(np.bincount(index.ravel(), minlength=bins + 1), 1)
-    mean: NDArray[np.float32] = (total / pairs).astype(np.float32)[index]
-    return mean
+    tapered = tapered_covariance(anomalies, distances, taper_length, coarse_tapers)
+    if stationary_share == 0:
+        return tapered
+    std = np.sqrt(np.maximum((anomalies**2).mean(axis=0), 1e-20))
+    correlation = ((anomalies / std).T @ (anomalies / std) / len(anomalies)).astype(np.float32)
+    stationary = correlation_at(fit_correlation(correlation, distances), distances)
+    std32 = (np.sqrt(stationary_share) * std).astype(np.float32)
+    tapered *= np.float32(1 - stationary_share)
+    tapered += stationary * std32[:, None] * std32
+    return tapered
 
 
 def _leading_eigenvectors(covariance: NDArray[np.float32], count: int) -> CovarianceBasis:
