@@ -13,12 +13,13 @@ from vcinr_batch.archive.chunk_grid import chunk_key, regular_shard_shape
 from vcinr_batch.archive.manifest import CONTAINERS, ArchivePart, Manifest
 from vcinr_batch.archive.parquet_container import content_path
 from vcinr_batch.bundle import Bundle
-from vcinr_batch.compression import QualityRequest, check_layout
-from vcinr_batch.config import SourceConfig
+from vcinr_batch.compression import QualityRequest, check_layout, check_request
+from vcinr_batch.config import SourceConfig, configured_request
 from vcinr_batch.data.layout import Layout
 from vcinr_batch.data.shards import Shard, make_layout, plan_shards, shard_name
 from vcinr_batch.data.sources import FieldSource, open_fields
 from vcinr_batch.errors import ConfigError
+from vcinr_batch.quality_request import request_to_json
 from vcinr_batch.storage import check_url, join_url, public_url, sha256_hex
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class CompressJob:
     """URL of a bundle, or of a directory that holds one."""
     output: str
     """URL of the archive to be."""
-    request: QualityRequest
+    request: QualityRequest | None = None
+    """How good the samples shall be; by default what the bundle's configuration says (`quality.max_error`)."""
     source: SourceConfig = field(default_factory=SourceConfig)
     """Variable (the bundle's by default), selection, member pattern."""
     shard_samples: int | None = None
@@ -132,7 +134,8 @@ def plan_compression(job: CompressJob, bundle: Bundle) -> tuple[CompressPlan, li
     Raises:
         SourceError, ConfigError, SampleNotFoundError, BundleMismatchError: as `compress`.
     """
-    _check_level(job.request, bundle)
+    request = job.request or configured_request(bundle.config, job.source.variable or bundle.variable)
+    check_request(request, bundle)
     config = job.source.model_copy(update={"variable": job.source.variable or bundle.variable})
     source = open_fields(job.sources, config, job.storage_options)
     if source.left_out:
@@ -140,7 +143,7 @@ def plan_compression(job: CompressJob, bundle: Bundle) -> tuple[CompressPlan, li
     layout = make_layout(source, bundle.config.sample)
     check_layout(bundle, layout, source.unit)
     bundle_url = join_url(job.output, "models", bundle.file_name)
-    plan = CompressPlan(source, layout, job.output, bundle.sha256, bundle_url, job.request, job.storage_options)
+    plan = CompressPlan(source, layout, job.output, bundle.sha256, bundle_url, request, job.storage_options)
     shard_samples = job.shard_samples or bundle.config.sample.shard_samples
     shards = plan_shards(layout, shard_samples, source.chunk_shape)
     if job.container == "zarr":
@@ -179,8 +182,7 @@ def make_manifest(plan: CompressPlan, parts: Sequence[ArchivePart]) -> Manifest:
     Raises:
         ConfigError: a name cannot be that of a Zarr array, or the shards are no regular grid.
     """
-    source, request = plan.source, plan.request
-    wanted = {"quality": request.level, "target_psnr": request.target_psnr_db}
+    source = plan.source
     manifest = Manifest(
         layout=plan.layout,
         unit=source.unit,
@@ -190,7 +192,7 @@ def make_manifest(plan: CompressPlan, parts: Sequence[ArchivePart]) -> Manifest:
         source_bits=source.source_bits,
         source_names=tuple(PurePosixPath(public_url(url)).name for url in source.urls),
         bundle_sha256=plan.bundle_sha256,
-        quality={name: value for name, value in wanted.items() if value is not None},
+        quality=request_to_json(plan.request),
         parts=tuple(parts),
         generator=f"vcinr-batch {__version__}",
         auxiliaries=source.auxiliaries,
@@ -214,9 +216,3 @@ def made_up_part(plan: CompressPlan, shard: Shard, part_bytes: int = 1000) -> Ar
 def source_bytes(plan: CompressPlan, samples: int) -> float:
     """Size of that many samples as the source delivers them."""
     return samples * plan.layout.points_per_sample * plan.layout.channels * plan.source.source_bits / 8
-
-
-def _check_level(request: QualityRequest, bundle: Bundle) -> None:
-    finest = len(bundle.quality_psnr_db) - 1
-    if request.level is not None and not 0 <= request.level <= finest:
-        raise ConfigError(f"quality {request.level}: this bundle has levels 0 to {finest}")

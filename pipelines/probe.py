@@ -155,7 +155,8 @@ class _ProbeWorker:
             compressed = compress_read(self._plan, _cut(read, self._share))
             compress_seconds = time.monotonic() - started
         del read
-        size = len(encode_part(list(compressed.rows), self._plan.layout)[0]) - self._empty_bytes
+        part, _ = encode_part(list(compressed.rows), self._plan.layout, with_blocks=bool(compressed.rejected))
+        size = len(part) - self._empty_bytes
         size += len(encode_rejected(compressed.rejected, self._plan.layout)) if compressed.rejected else 0
         rows, rejected = len(compressed.rows), len(compressed.rejected)
         return _ProbedShard(rows + rejected, rejected, size, read_seconds, compress_seconds)

@@ -34,6 +34,7 @@ from vcinr_batch.errors import (
     SourceError,
 )
 from vcinr_batch.part_verification import Findings, OpenArchive, verify_part
+from vcinr_batch.quality_request import request_from_json
 from vcinr_batch.storage import join_url, public_url, read_bytes, remove, sha256_hex, write_bytes
 from vcinr_batch.verification import axis_differences, open_original
 
@@ -254,11 +255,10 @@ def _plan(job: RepairJob, manifest: Manifest, source: FieldSource) -> CompressPl
 
 
 def _request(quality: Mapping[str, Any]) -> QualityRequest:
-    level, target = quality.get("quality"), quality.get("target_psnr")
     try:
-        return QualityRequest(None if level is None else int(level), None if target is None else float(target))
-    except (TypeError, ValueError) as error:
-        raise CorruptBitstreamError(f"the manifest asks for no quality: {dict(quality)}"[:300]) from error
+        return request_from_json(quality)
+    except ConfigError as error:
+        raise CorruptBitstreamError(f"the manifest asks for no quality: {error}"[:300]) from error
 
 
 def _shard(place: int, part: ArchivePart) -> Shard:

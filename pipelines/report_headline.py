@@ -67,6 +67,12 @@ def request(asked: Mapping[str, object], comparison: Comparison | None) -> str:
         words = f"for every sample the coarsest quality level that reaches a PSNR of {target:g} dB"
     elif isinstance(level, int):
         words = f"quality level {level} for every sample"
+    elif isinstance(rmse := asked.get("target_rmse"), int | float):
+        words = f"for every sample the coarsest quality level that reaches an RMSE of {rmse:g}"
+    elif isinstance(bound := asked.get("max_error"), int | float):
+        words = f"no value off by more than {bound:g}"
+    elif isinstance(share := asked.get("max_error_share"), int | float):
+        words = f"no value off by more than {100 * share:g} % of the range of the training values"
     else:
         words = ", ".join(f"{name} {value}" for name, value in asked.items()) or "unknown"
     if comparison is None:

@@ -143,7 +143,7 @@ def _write_part(
 def _rows(layout: Layout, shard: Shard, template: Sequence[ArchiveRow], bundle_sha256: str) -> Iterator[ArchiveRow]:
     for block in shard_blocks(shard):
         like, key = template[block[0] % len(template)], sample_key(layout, block)
-        checksum = row_checksum(key, like.quality, like.payload, like.mask, bundle_sha256)
+        checksum = row_checksum(key, like.quality, like.payload, like.mask, bundle_sha256, like.coding)
         yield replace(like, key=key, block=block, checksum=checksum)
 
 

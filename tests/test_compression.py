@@ -367,10 +367,15 @@ def test_the_gradient_fit_compresses_too() -> None:
 @pytest.mark.parametrize(
     ("request_of", "message"),
     [
-        ({}, "either a quality level or a target PSNR"),
-        ({"level": 1, "target_psnr_db": 40.0}, "either a quality level or a target PSNR"),
+        ({}, "give one of: quality level, target PSNR, target RMSE, max error; got none"),
+        ({"level": 1, "target_psnr_db": 40.0}, "got quality and target_psnr"),
         ({"target_psnr_db": math.nan}, "finite number of dB"),
         ({"target_psnr_db": math.inf}, "finite number of dB"),
+        ({"target_rmse": 0.0}, "target RMSE must be above 0, got 0.0"),
+        ({"max_error": -1}, "max error must be above 0, got -1"),
+        ({"max_error": "0.1"}, "max error: expected a number, got '0.1'"),
+        ({"max_error_share": math.nan}, "max error share must be a finite number, got nan"),
+        ({"max_error": 0.1, "max_error_share": 0.1}, "got max_error and max_error_share"),
     ],
 )
 def test_a_request_is_one_level_or_one_target(request_of: dict[str, Any], message: str) -> None:

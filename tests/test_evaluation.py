@@ -15,7 +15,7 @@ from vcinr_batch import evaluation
 from vcinr_batch.archive.archive import Archive
 from vcinr_batch.archive.query import make_query
 from vcinr_batch.archive.rows import ArchiveRow, pack_mask, row_checksum
-from vcinr_batch.compression import decompress_latents
+from vcinr_batch.compression import decode_rows
 from vcinr_batch.errors import ConfigError, SampleNotFoundError
 
 NETWORKS = {
@@ -129,7 +129,7 @@ def test_the_siren_is_evaluated_at_the_very_coordinates(made: Callable[[str], Ar
         latitude_deg=np.linspace(grid.latitude_deg[0], grid.latitude_deg[-1], 15),
         longitude_deg=np.linspace(grid.longitude_deg[0], grid.longitude_deg[-1], 23),
     )
-    latents = torch.from_numpy(decompress_latents(archive.rows(EARLY), opened))
+    latents = torch.from_numpy(decode_rows(list(archive.rows(EARLY)), opened, archive.layout).latents)
     siren = opened.network.at_coordinates(latents, torch.from_numpy(fine.coordinates())).numpy().reshape(4, 15, 23)
     found = archive.evaluate(EARLY, latitude=fine.latitude_deg, longitude=fine.longitude_deg).values
     assert normalizer.background is not None

@@ -194,14 +194,14 @@ def test_payloads_with_a_right_checksum_that_do_not_decode_are_named_one_by_one(
     part, sha256 = opened.manifest.parts[0], opened.manifest.bundle_sha256
     rows = [row for row in opened.rows() if row.block[0] < 10]
     for i in (2, 7):
-        checksum = row_checksum(rows[i].key, 99, rows[i].payload, None, sha256)
-        rows[i] = dataclasses.replace(rows[i], quality=99, checksum=checksum)
+        checksum = row_checksum(rows[i].key, 63, rows[i].payload, None, sha256)
+        rows[i] = dataclasses.replace(rows[i], quality=63, checksum=checksum)
     new = write_part(rows, opened.layout, str(archive), "t2m-00000000", start=part.start, stop=part.stop)
     _with_manifest(archive, lambda manifest: dataclasses.replace(manifest, parts=(new, *manifest.parts[1:])))
     problems = _problems(archive)
     assert len(problems) == 2
-    assert "t2m[time=2019-03-01T02:00:00]: quality 99" in problems[0]
-    assert "t2m[time=2019-03-01T07:00:00]: quality 99" in problems[1]
+    assert "t2m[time=2019-03-01T02:00:00]: quality 63" in problems[0]
+    assert "t2m[time=2019-03-01T07:00:00]: quality 63" in problems[1]
 
 
 def _changed(fields: xarray.Dataset, change: Callable[[xarray.DataArray], None]) -> xarray.Dataset:

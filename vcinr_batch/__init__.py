@@ -12,7 +12,7 @@ _PUBLIC = {
     "Archive": "vcinr_batch.archive.archive",
     "Bundle": "vcinr_batch.bundle",
     "load_bundle": "vcinr_batch.bundle",
-    "QualityRequest": "vcinr_batch.compression",
+    "QualityRequest": "vcinr_batch.quality_request",
     "check_layout": "vcinr_batch.compression",
     "compress_samples": "vcinr_batch.compression",
     "decompress_rows": "vcinr_batch.compression",

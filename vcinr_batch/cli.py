@@ -18,10 +18,13 @@ from vcinr_batch.cli_archives import (
     AsJson,
     MemberPattern,
     StorageOptionsText,
+    compress_request,
     explaining_unfinished,
+    parse_select,
     parse_storage_options,
 )
 from vcinr_batch.cli_convert import convert_command
+from vcinr_batch.cli_evaluate import evaluate_command
 from vcinr_batch.cli_evaluation import GridSpacing, Points, evaluation_request
 from vcinr_batch.cli_jobs import Address, NoWait, jobs_app, submit_elsewhere
 from vcinr_batch.cli_report import (
@@ -145,7 +148,7 @@ def train(
 
     settings = [*(settings or ()), *([f"meta_learning.precision={precision}"] if precision else [])]
     run_config = load_config(config, settings)
-    changes: dict[str, Any] = {"select": {**run_config.source.select, **_parse_select(select)}}
+    changes: dict[str, Any] = {"select": {**run_config.source.select, **parse_select(select)}}
     changes |= {"variable": variable} if variable else {}
     run_config = run_config.model_copy(update={"source": run_config.source.model_copy(update=changes)})
     with ProgressDisplay(as_json) as display:
@@ -183,6 +186,15 @@ def compress(
     quality: Annotated[int | None, typer.Option(help="Quality level of the bundle, the same for all samples.")] = None,
     target_psnr: Annotated[
         float | None, typer.Option(metavar="DB", help="For each sample the coarsest level that reaches this PSNR.")
+    ] = None,
+    target_rmse: Annotated[
+        float | None, typer.Option(metavar="RMSE", help="The same for an RMSE, in the unit of the variable.")
+    ] = None,
+    max_error: Annotated[
+        str | None,
+        typer.Option(
+            metavar="E|P%", help="No value is off by more: 0.1 in the unit, 0.1% of the range of the training values."
+        ),
     ] = None,
     workers: Annotated[
         int | None,
@@ -225,7 +237,6 @@ def compress(
     submit_elsewhere(context, address, no_wait)
     from pipelines import compress as compression
     from pipelines.dry_run_text import left_out_pairs
-    from vcinr_batch.compression import QualityRequest
     from vcinr_batch.config import SourceConfig
     from vcinr_batch.console import ProgressDisplay, print_json, print_pairs, size_text
     from vcinr_batch.summary_text import archive_json, archive_pairs
@@ -234,8 +245,8 @@ def compress(
         sources=tuple(sources),
         bundle=bundle,
         output=output,
-        request=QualityRequest(quality, target_psnr),
-        source=SourceConfig(variable=variable, select=_parse_select(select), member_pattern=member_pattern),
+        request=compress_request(quality, target_psnr, target_rmse, max_error),
+        source=SourceConfig(variable=variable, select=parse_select(select), member_pattern=member_pattern),
         shard_samples=shard_samples,
         workers=_cpu_count() if workers is None and not (address or os.environ.get("RAY_ADDRESS")) else workers,
         address=address,
@@ -299,12 +310,12 @@ def decompress(
     options = parse_storage_options(storage_options)
     with ProgressDisplay(as_json) as display:
         if elsewhere:
-            report = elsewhere(archive, output, _parse_select(select), overwrite, options, display)
+            report = elsewhere(archive, output, parse_select(select), overwrite, options, display)
         else:
             report = decompression.decompress(
                 archive,
                 output,
-                _parse_select(select),
+                parse_select(select),
                 overwrite,
                 options,
                 workers=workers,
@@ -367,6 +378,7 @@ def inspect(
 
 app.command("report")(report_command)
 app.command("convert")(convert_command)
+app.command("evaluate")(evaluate_command)
 
 
 @app.command()
@@ -469,18 +481,6 @@ def _fail(message: str, code: int) -> int:
 def _cpu_count() -> int:
     # What this process may use: in a container or under Slurm less than the machine has. macOS does not tell.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _parse_select(texts: Sequence[str] | None) -> dict[str, str]:
-    select: dict[str, str] = {}
-    for text in texts or []:
-        dim, separator, label = (part.strip() for part in text.partition("="))
-        if not separator or not dim or not label:
-            raise ConfigError(f"--select {text!r}: expected DIM=LABEL or DIM=A..B, e.g. time=2019-03-22T06")
-        if dim in select:
-            raise ConfigError(f"--select {text!r}: {dim} is selected twice; use a range A..B")
-        select[dim] = label
-    return select
 
 
 def _show_notice(as_json: bool, text: str) -> None:

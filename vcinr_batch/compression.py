@@ -4,74 +4,46 @@ compress:   normalise -> fit latents -> choose the quality -> symbols -> bytes -
 decompress: rows -> check -> symbols -> latents -> shared network -> denormalise
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from vcinr_batch.archive.rows import ArchiveRow, check_row, pack_mask, row_checksum, unpack_mask
+from vcinr_batch.bounded_rows import BASE_ONLY, BOUNDED, LOSSLESS, bound_steps, decode_bounded_rows, store_bounded
 from vcinr_batch.bundle import Bundle
-from vcinr_batch.codec.latent_codec import LatentCodec
 from vcinr_batch.data.coordinates import describe_grid, grids_equal, make_grid
 from vcinr_batch.data.layout import Layout
-from vcinr_batch.data.normalization import (
-    background_at,
-    check_domain,
-    denormalize,
-    expected_mask,
-    normalize,
-    range_at,
-    scale_at,
-)
+from vcinr_batch.data.normalization import background_at, check_domain, expected_mask
 from vcinr_batch.data.samples import RejectedSample, Sample, rejection_reason
+from vcinr_batch.error_bound import add_residual, unpack_values
 from vcinr_batch.errors import BundleMismatchError, ConfigError, CorruptBitstreamError, FittingError
-from vcinr_batch.metrics import max_error, psnr_db, rmse, round_up
-from vcinr_batch.network.fitting import ClosedFormSolver, decode_latents, fit_latents, make_solver
-from vcinr_batch.network.gated_siren import GatedSiren, parameter_shapes
+from vcinr_batch.metrics import psnr_db
+from vcinr_batch.network.fitting import ClosedFormSolver, fit_latents, make_solver
+from vcinr_batch.opened_bundle import OpenBundle, decode_values, open_bundle
+from vcinr_batch.quality_request import QualityRequest, check_level
+from vcinr_batch.sample_batch import Batch, make_batch, recorded_errors
+
+__all__ = [
+    "OpenBundle",
+    "QualityRequest",
+    "check_layout",
+    "check_request",
+    "compress_samples",
+    "decompress_rows",
+    "one_thread",
+    "open_bundle",
+    "row_masks",
+]
 
 OUT_OF_REACH_DB = 0.1
 """A sample that cannot reach its target PSNR may lose this much against the finest level."""
-GUARD_BAND = 1e-5
-"""Added to every recorded error, as a share of the largest anomaly from the background: fp32 decodes on two machines
-differ by less. Measured: fp32 is off float64 by 4e-7 (2 layers of 48, w0 20) to 4e-6 (14 layers of 512, w0 30)."""
-
-_CHANNELS = 1
 
 Values = NDArray[np.float32]
 Masks = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class QualityRequest:
-    """How good the decoded samples shall be: one quality level, or for each sample the coarsest that reaches a PSNR."""
-
-    level: int | None = None
-    target_psnr_db: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.level is None) == (self.target_psnr_db is None):
-            raise ConfigError("give either a quality level or a target PSNR, not both")
-        if self.level is not None and type(self.level) is not int:
-            raise ConfigError(f"quality: expected the number of a level, got {self.level!r:.80}")
-        if isinstance(self.target_psnr_db, bool) or not isinstance(self.target_psnr_db, int | float | None):
-            raise ConfigError(f"target PSNR: expected a number of dB, got {self.target_psnr_db!r:.80}")
-        if self.target_psnr_db is not None and not math.isfinite(self.target_psnr_db):
-            raise ConfigError(f"target PSNR must be a finite number of dB, got {self.target_psnr_db}")
-
-
-@dataclass
-class OpenBundle:
-    """A bundle brought to life: built once per process, then used for every batch."""
-
-    bundle: Bundle
-    network: GatedSiren
-    codec: LatentCodec
-    solvers: dict[bytes, ClosedFormSolver] = field(default_factory=dict)
-    """Closed-form solvers by mask; the last few masks met."""
 
 
 def compress_samples(
@@ -83,23 +55,27 @@ def compress_samples(
         samples: fields, in the unit of the bundle's variable, on the bundle's grid.
         opened: from `open_bundle`.
         layout: of the source; must agree with the bundle (`check_layout`).
-        request: quality level, or target PSNR in dB against the bundle's value range.
+        request: how good they shall be.
 
     Returns:
         Rows in the order of the samples, each with the error measured on its decoded bytes; and the samples that could
         not be compressed (infinite values, no value at all, a fit that diverged) with the reason. A sample that does
-        not reach the target PSNR even at the finest level is stored at the coarsest within 0.1 dB of that one.
+        not reach its target even at the finest level is stored at the coarsest within 0.1 dB of that one. Under an
+        error bound a sample that cannot be fitted, or misses the bound, is stored losslessly.
 
     Raises:
-        ConfigError: no such quality level.
+        ConfigError: no such quality level, or an error bound and a bundle without a residual coder.
     """
     rejected = [RejectedSample(s.key, s.block, reason) for s in samples if (reason := rejection_reason(s))]
     refused = {item.block for item in rejected}
     accepted = [sample for sample in samples if sample.block not in refused]
     if not accepted:
         return [], rejected
-    batch = _make_batch(accepted, opened.bundle, layout)
+    batch = make_batch(accepted, opened.bundle, layout)
     latents, failures = _fit_each(opened, batch)
+    if request.is_bound:
+        fitted = np.array([i not in failures for i in range(len(accepted))])
+        return _encode_bounded_rows(accepted, batch, latents, fitted, opened, layout, request), rejected
     rejected += [RejectedSample(accepted[i].key, accepted[i].block, reason) for i, reason in failures.items()]
     good = np.array([i for i in range(len(accepted)) if i not in failures], np.int64)
     if good.size == 0:
@@ -108,8 +84,13 @@ def compress_samples(
     return rows, rejected
 
 
-def decompress_rows(rows: Sequence[ArchiveRow], opened: OpenBundle, layout: Layout) -> Values:
+def decompress_rows(
+    rows: Sequence[ArchiveRow], opened: OpenBundle, layout: Layout, request: QualityRequest | None = None
+) -> Values:
     """Decompress rows of one archive.
+
+    Args:
+        request: what the archive was asked for; only rows under an error bound need it.
 
     Returns:
         float32 [B, P, C] in the unit of the variable, NaN outside each sample's mask.
@@ -119,29 +100,55 @@ def decompress_rows(rows: Sequence[ArchiveRow], opened: OpenBundle, layout: Layo
     """
     if not rows:
         return np.empty((0, layout.points_per_sample, layout.channels), np.float32)
-    values = _decode_values(opened, decompress_latents(rows, opened), layout, [row.block for row in rows])
-    values[~row_masks(rows, opened, layout)] = np.nan
-    return values
+    decoded = decode_rows(rows, opened, layout, request)
+    return decoded.finish(decode_values(opened, decoded.latents, layout, [row.block for row in rows]))
 
 
-def decompress_latents(rows: Sequence[ArchiveRow], opened: OpenBundle) -> Values:
-    """The latents that rows of one archive hold, float32 [B, L].
+@dataclass(frozen=True, eq=False)
+class DecodedRows:
+    """What the payloads of B rows say."""
 
-    Raises:
-        CorruptBitstreamError: as `decompress_rows`.
-    """
+    latents: Values
+    """[B, L]; phi0 where the sample is stored losslessly."""
+    masks: Masks
+    """[B, P]."""
+    residual: dict[int, NDArray[np.int32]]
+    """[P], of rows under an error bound, by their place."""
+    steps: NDArray[np.float64]
+    """[B], of the residual, in the unit."""
+    lossless: dict[int, Values]
+    """[P, C], of rows stored so, by their place."""
+
+    def finish(self, base: Values) -> Values:
+        """The base decoded from the latents [B, P, C], made the rows' values in place: NaN outside the masks."""
+        for i, residual in self.residual.items():
+            base[i] = add_residual(base[i : i + 1], residual[None], self.steps[i : i + 1])[0]
+        for i, values in self.lossless.items():
+            base[i] = values
+        base[~self.masks] = np.nan
+        return base
+
+
+def decode_rows(
+    rows: Sequence[ArchiveRow], opened: OpenBundle, layout: Layout, request: QualityRequest | None = None
+) -> DecodedRows:
+    """Payloads to latents, residuals and stored values; arguments and errors as `decompress_rows`."""
     for row in rows:
         check_row(row, opened.bundle.sha256)
-    latents = np.empty((len(rows), opened.codec.transform.latent_dim), np.float32)
-    quality = np.array([row.quality for row in rows])
-    for level in np.unique(quality):
-        at = np.flatnonzero(quality == level)
-        if not level < opened.codec.quality_count:
+        if not row.quality < opened.codec.quality_count:
             raise CorruptBitstreamError(
-                f"{rows[at[0]].key}: quality {level}, the bundle has {opened.codec.quality_count} levels"
+                f"{row.key}: quality {row.quality}, the bundle has {opened.codec.quality_count} levels"
             )
-        latents[at] = _decode_payloads(opened, [rows[i] for i in at], int(level))
-    return latents
+    latents = np.repeat(opened.network.phi0.numpy()[None], len(rows), axis=0)
+    masks, steps, indices = row_masks(rows, opened, layout), np.zeros(len(rows)), np.zeros(len(rows), np.int64)
+    if request is not None and request.is_bound:
+        _, steps, indices = bound_steps(request, opened, layout, [row.block for row in rows])
+    decoded = DecodedRows(latents, masks, {}, steps, {})
+    kinds = [(row.coding, row.quality) for row in rows]
+    for kind in sorted(set(kinds)):
+        at = np.array([i for i, other in enumerate(kinds) if other == kind])
+        _decode_payloads(rows, at, decoded, indices, opened, layout)
+    return decoded
 
 
 def row_masks(rows: Sequence[ArchiveRow], opened: OpenBundle, layout: Layout) -> Masks:
@@ -164,34 +171,18 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def open_bundle(bundle: Bundle) -> OpenBundle:
-    """Build the network and the codec that a bundle describes.
+def check_request(request: QualityRequest, bundle: Bundle) -> None:
+    """Make sure that a bundle can give what is asked for.
 
     Raises:
-        CorruptBitstreamError: weights that are not finite or do not fit the bundle's own config, or a broken codec.
+        ConfigError: no such quality level, or an error bound and a bundle without a residual coder.
     """
-    name, config, grid = f"bundle {bundle.sha256[:16]}...", bundle.config.network, bundle.grid
-    # Checked before anything is built, so that a config that lies about its sizes costs no memory. (Building on torch's
-    # meta device would do the same, but imports sympy: a second and 70 MB in every process.)
-    expected = parameter_shapes(config, grid.point_count, grid.coordinate_dim, _CHANNELS)
-    shapes = {key: array.shape for key, array in bundle.network.items()}
-    wrong = sorted(key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key))
-    if wrong:
-        raise CorruptBitstreamError(f"{name}: weights do not fit its config: {', '.join(wrong)}"[:300])
-    if not all(
-        array.dtype in (np.float32, np.float16) and np.isfinite(array).all() for array in bundle.network.values()
-    ):
-        raise CorruptBitstreamError(f"{name}: weights that are not finite float32 or float16 numbers")
-    codec = LatentCodec.from_arrays(bundle.codec)
-    if codec.transform.latent_dim != config.latent_dim:
-        raise CorruptBitstreamError(
-            f"{name}: codes latents of length {codec.transform.latent_dim}, its network has {config.latent_dim}"
+    check_level(request, len(bundle.quality_psnr_db))
+    if request.is_bound and not any(name.startswith("residual.") for name in bundle.codec):
+        raise ConfigError(
+            f"bundle {bundle.sha256[:16]}... was trained without a residual coder, which a max error needs: "
+            "train it again, or ask for a quality level, PSNR or RMSE"
         )
-    with torch.random.fork_rng(devices=[]):  # building draws weights; the caller's generator shall not notice
-        network = GatedSiren(config, torch.from_numpy(grid.coordinates()), _CHANNELS)
-    weights = {key: torch.from_numpy(array.astype(np.float32)) for key, array in bundle.network.items()}
-    network.load_state_dict(weights, assign=True)
-    return OpenBundle(bundle, network.eval().requires_grad_(False), codec)
 
 
 def check_layout(bundle: Bundle, layout: Layout, unit: str | None = None) -> None:
@@ -208,35 +199,7 @@ def check_layout(bundle: Bundle, layout: Layout, unit: str | None = None) -> Non
         )
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Samples side by side."""
-
-    values: Values
-    """[B, P, C], physical; anything outside the mask."""
-    masks: Masks
-    """[B, P]."""
-    normalized: Values
-    """[B, P, C], zero outside the mask."""
-    value_range: NDArray[np.float32]
-    """[B]."""
-
-    def take(self, index: NDArray[np.int64]) -> "_Batch":
-        return _Batch(self.values[index], self.masks[index], self.normalized[index], self.value_range[index])
-
-
-def _make_batch(samples: Sequence[Sample], bundle: Bundle, layout: Layout) -> _Batch:
-    blocks = [sample.block for sample in samples]
-    values = np.stack([sample.values for sample in samples])
-    full = np.ones(values.shape[1], bool)
-    masks = np.stack([full if sample.mask is None else sample.mask for sample in samples])
-    background = background_at(bundle.normalizer, layout, blocks)
-    normalized = normalize(values, background, scale_at(bundle.normalizer, layout, blocks))
-    normalized = np.where(masks[..., None], normalized, np.float32(0))
-    return _Batch(values, masks, normalized, range_at(bundle.normalizer, layout, blocks))
-
-
-def _fit_each(opened: OpenBundle, batch: _Batch) -> tuple[Values, dict[int, str]]:
+def _fit_each(opened: OpenBundle, batch: Batch) -> tuple[Values, dict[int, str]]:
     """Latents [B, L], and the reason for each sample whose fit failed; one bad sample does not take others along."""
     latents = np.zeros((len(batch.values), len(opened.network.phi0)), np.float32)
     failures: dict[int, str] = {}
@@ -284,7 +247,7 @@ def _groups_by_mask(masks: Masks) -> Iterator[tuple[Masks, NDArray[np.int64]]]:
 
 def _encode_rows(
     samples: Sequence[Sample],
-    batch: _Batch,
+    batch: Batch,
     latents: Values,
     opened: OpenBundle,
     layout: Layout,
@@ -300,23 +263,68 @@ def _encode_rows(
         decoded_latents[at] = opened.codec.decode(coded, int(level))
         for i, payload in zip(at, coded, strict=True):
             payloads[i] = payload
-    decoded = _decode_values(opened, decoded_latents, layout, blocks)
-    recorded_rmse, recorded_max = _recorded_errors(
+    decoded = decode_values(opened, decoded_latents, layout, blocks)
+    recorded_rmse, recorded_max = recorded_errors(
         decoded, batch, background_at(opened.bundle.normalizer, layout, blocks)
     )
+    coding = np.full(len(samples), BASE_ONLY)
+    return _make_rows(samples, batch.masks, payloads, quality, coding, recorded_rmse, recorded_max, opened, layout)
+
+
+def _encode_bounded_rows(
+    samples: Sequence[Sample],
+    batch: Batch,
+    latents: Values,
+    fitted: NDArray[np.bool_],
+    opened: OpenBundle,
+    layout: Layout,
+    request: QualityRequest,
+) -> list[ArchiveRow]:
+    blocks = [sample.block for sample in samples]
+    stored = store_bounded(batch, latents, fitted, opened, layout, blocks, request)
+    errors = recorded_errors(stored.decoded, batch, background_at(opened.bundle.normalizer, layout, blocks))
+    exact = stored.coding == LOSSLESS
+    # Rounding up must not make the record larger than what was promised, and is kept.
+    recorded_rmse, recorded_max = (
+        np.where(exact, np.float32(0), np.minimum(error, stored.bounds.astype(np.float32))) for error in errors
+    )
+    return _make_rows(
+        samples,
+        batch.masks,
+        stored.payloads,
+        stored.quality,
+        stored.coding,
+        recorded_rmse,
+        recorded_max,
+        opened,
+        layout,
+    )
+
+
+def _make_rows(
+    samples: Sequence[Sample],
+    masks: Masks,
+    payloads: Sequence[bytes],
+    quality: NDArray[np.int64],
+    coding: NDArray[np.int64],
+    recorded_rmse: NDArray[np.float32],
+    recorded_max: NDArray[np.float32],
+    opened: OpenBundle,
+    layout: Layout,
+) -> list[ArchiveRow]:
     rows = []
     for i, sample in enumerate(samples):
         expected = expected_mask(opened.bundle.normalizer, layout, sample.block)
-        mask = None if np.array_equal(batch.masks[i], expected) else pack_mask(batch.masks[i])
-        level = int(quality[i])
-        checksum = row_checksum(sample.key, level, payloads[i], mask, opened.bundle.sha256)
+        mask = None if np.array_equal(masks[i], expected) else pack_mask(masks[i])
+        level, kind = int(quality[i]), int(coding[i])
+        checksum = row_checksum(sample.key, level, payloads[i], mask, opened.bundle.sha256, kind)
         errors = float(recorded_rmse[i]), float(recorded_max[i])
-        rows.append(ArchiveRow(sample.key, sample.block, payloads[i], level, *errors, checksum, mask))
+        rows.append(ArchiveRow(sample.key, sample.block, payloads[i], level, *errors, checksum, mask, kind))
     return rows
 
 
 def _choose_quality(
-    batch: _Batch,
+    batch: Batch,
     latents: Values,
     opened: OpenBundle,
     layout: Layout,
@@ -329,11 +337,13 @@ def _choose_quality(
     finest level reaches, less `OUT_OF_REACH_DB`.
     """
     finest = opened.codec.quality_count - 1
+    check_level(request, opened.codec.quality_count)
     if request.level is not None:
-        if not 0 <= request.level <= finest:
-            raise ConfigError(f"quality {request.level}: this bundle has levels 0 to {finest}")
         return np.full(len(latents), request.level, np.int64)
-    assert request.target_psnr_db is not None
+    if request.target_rmse is not None:
+        wanted = psnr_db(request.target_rmse, batch.value_range)
+    else:
+        wanted = np.full(len(latents), request.target_psnr_db, np.float64)
     background = background_at(opened.bundle.normalizer, layout, blocks)
 
     def psnr_at(levels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -341,12 +351,12 @@ def _choose_quality(
         for level in np.unique(levels):
             at = np.flatnonzero(levels == level)
             trial[at] = opened.codec.latents_of(opened.codec.symbols(latents[at], int(level)), int(level))
-        recorded_rmse, _ = _recorded_errors(_decode_values(opened, trial, layout, blocks), batch, background)
+        recorded_rmse, _ = recorded_errors(decode_values(opened, trial, layout, blocks), batch, background)
         return psnr_db(recorded_rmse, batch.value_range)
 
     low, high = np.zeros(len(latents), np.int64), np.full(len(latents), finest, np.int64)
     best = psnr_at(high)
-    target = np.where(best >= request.target_psnr_db, request.target_psnr_db, best - OUT_OF_REACH_DB)
+    target = np.where(best >= wanted, wanted, best - OUT_OF_REACH_DB)
     while (low < high).any():
         middle = (low + high) // 2
         reached = psnr_at(middle) >= target
@@ -354,40 +364,34 @@ def _choose_quality(
     return high
 
 
-def _recorded_errors(
-    decoded: Values, batch: _Batch, background: Values
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """RMSE and max error [B] as rows hold them: with the guard band, rounded up."""
-    error = np.where(batch.masks[..., None], decoded.astype(np.float64) - batch.values, 0.0)
-    guard = _guard_band(decoded, background, batch.masks)
-    return round_up(rmse(error, batch.masks) + guard), round_up(max_error(error, batch.masks) + guard)
-
-
-def _guard_band(decoded: Values, background: Values, masks: Masks) -> NDArray[np.float64]:
-    """How far another machine's decode may be off, [B]: the network's rounding, and that of adding the background."""
-    anomaly = max_error(decoded.astype(np.float64) - background, masks)
-    return GUARD_BAND * anomaly + 2 * np.finfo(np.float32).eps * max_error(decoded, masks)
-
-
-def _decode_values(opened: OpenBundle, latents: Values, layout: Layout, blocks: Sequence[tuple[int, ...]]) -> Values:
-    """Latents [B, L] -> physical values [B, P, C]: the canonical fp32 decode."""
-    normalizer = opened.bundle.normalizer
-    values = decode_latents(opened.network, torch.from_numpy(latents)).numpy()
-    physical: Values = denormalize(
-        values, background_at(normalizer, layout, blocks), scale_at(normalizer, layout, blocks)
-    )
-    return physical
-
-
-def _decode_payloads(opened: OpenBundle, rows: Sequence[ArchiveRow], level: int) -> Values:
+def _decode_payloads(
+    rows: Sequence[ArchiveRow],
+    at: NDArray[np.int64],
+    decoded: DecodedRows,
+    indices: NDArray[np.int64],
+    opened: OpenBundle,
+    layout: Layout,
+) -> None:
+    """Decode the rows at some places, of one coding and one level; one by one if any fails, to name the sample."""
+    coding, level, payloads = rows[at[0]].coding, rows[at[0]].quality, [rows[i].payload for i in at]
     try:
-        return opened.codec.decode([row.payload for row in rows], level)
+        if coding == BASE_ONLY:
+            decoded.latents[at] = opened.codec.decode(payloads, level)
+        elif coding == BOUNDED:
+            if not (decoded.steps[at] > 0).all():
+                raise CorruptBitstreamError("holds a residual, but the archive was asked for no error bound")
+            masks = decoded.masks[at]
+            latents, residual = decode_bounded_rows(payloads, level, masks, opened, layout, indices[at])
+            decoded.latents[at] = latents
+            decoded.residual.update(zip(at.tolist(), residual, strict=True))
+        else:
+            for i, payload in zip(at.tolist(), payloads, strict=True):
+                decoded.lossless[i] = unpack_values(payload, decoded.masks[i], layout.channels)
     except CorruptBitstreamError as error:
-        for row in rows:  # once more, one by one, to name the sample
-            try:
-                opened.codec.decode([row.payload], level)
-            except CorruptBitstreamError as cause:
-                raise CorruptBitstreamError(f"{row.key}: {cause}") from error
+        if len(at) == 1:
+            raise CorruptBitstreamError(f"{rows[at[0]].key}: {error}") from error
+        for i in range(len(at)):
+            _decode_payloads(rows, at[i : i + 1], decoded, indices, opened, layout)
         raise
 
 

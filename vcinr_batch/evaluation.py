@@ -25,13 +25,14 @@ from vcinr_batch.archive.query import (
 )
 from vcinr_batch.archive.query_tiles import Block, query_tiles
 from vcinr_batch.archive.rows import ArchiveRow
-from vcinr_batch.compression import OpenBundle, decompress_latents, row_masks
+from vcinr_batch.compression import OpenBundle, decode_rows
 from vcinr_batch.data.coordinates import Grid, make_grid
 from vcinr_batch.data.interpolation import Floats, Stencil, interpolate
 from vcinr_batch.data.layout import Layout, sample_key
 from vcinr_batch.data.normalization import background_at, denormalize, scale_at
 from vcinr_batch.errors import ConfigError, SampleNotFoundError
 from vcinr_batch.network.fitting import decode_linear_term, decode_siren
+from vcinr_batch.quality_request import QualityRequest, bound_from_json
 
 if TYPE_CHECKING:
     import xarray
@@ -81,7 +82,7 @@ def evaluate_pieces(archive: "Archive", query: Query) -> Iterator[tuple[tuple[sl
         SampleNotFoundError: a sample that was asked for by its key was rejected.
         SourceError, BitstreamError, UnsupportedFormatError, BundleMismatchError: as `Archive.to_xarray`.
     """
-    decoding = _Decoding(archive.layout, archive.opened_bundle())
+    decoding = _Decoding(archive.layout, archive.opened_bundle(), bound_from_json(archive.manifest.quality))
     for region in _regions(query, archive.layout):
         yield region, _evaluate_piece(archive, decoding, query, query.piece(region))
 
@@ -92,17 +93,22 @@ class _Decoding:
 
     layout: Layout
     opened: OpenBundle
+    bound: QualityRequest | None
     latents: dict[Block, NDArray[np.float32]] = field(default_factory=dict)
 
     def __call__(self, rows: Sequence[ArchiveRow], layout: Layout) -> NDArray[np.float32]:
         """What the archive's `values` takes: float32 [B, P, C], NaN where there is no value."""
-        latents = decompress_latents(rows, self.opened)
-        blocks = [row.block for row in rows]
+        decoded = decode_rows(rows, self.opened, layout, self.bound)
+        blocks, latents = [row.block for row in rows], decoded.latents
         self.latents |= dict(zip(blocks, latents, strict=True))
-        normalizer = self.opened.bundle.normalizer
-        linear = decode_linear_term(self.opened.network, torch.from_numpy(latents)).numpy()
-        tables = denormalize(linear, background_at(normalizer, layout, blocks), scale_at(normalizer, layout, blocks))
-        tables[~row_masks(rows, self.opened, layout)] = np.nan
+        normalizer, network = self.opened.bundle.normalizer, self.opened.network
+        linear = decode_linear_term(network, torch.from_numpy(latents)).numpy()
+        scale = scale_at(normalizer, layout, blocks)
+        tables = decoded.finish(denormalize(linear, background_at(normalizer, layout, blocks), scale))
+        if decoded.lossless and network.siren is not None:  # the values are whole: take out what is added again later
+            at = list(decoded.lossless)
+            siren = decode_siren(network, torch.from_numpy(latents[at]), network.coordinates).numpy()
+            tables[at] -= siren * scale[at]
         return tables
 
     @property

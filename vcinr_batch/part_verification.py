@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vcinr_batch.archive.manifest import ArchivePart, Manifest
-from vcinr_batch.archive.parquet_container import read_index, read_rejected, read_rows
+from vcinr_batch.archive.parquet_container import PartIndex, read_index, read_rejected, read_rows
 from vcinr_batch.archive.rows import ArchiveRow, check_row
 from vcinr_batch.compression import OpenBundle, QualityRequest, compress_samples, decompress_rows
 from vcinr_batch.data.coordinates import Grid
@@ -16,8 +16,9 @@ from vcinr_batch.data.layout import Layout
 from vcinr_batch.data.samples import RejectedSample, Sample
 from vcinr_batch.data.shards import Shard, halves, iter_samples
 from vcinr_batch.data.sources import FieldSource
-from vcinr_batch.errors import BitstreamError, DamagedSourceError, VcinrError
+from vcinr_batch.errors import BitstreamError, CorruptBitstreamError, DamagedSourceError, VcinrError
 from vcinr_batch.metrics import max_error, rmse
+from vcinr_batch.quality_request import bound_from_json
 from vcinr_batch.storage import StorageOptions, join_url, read_bytes, sha256_hex
 
 MAX_PROBLEMS = 100
@@ -104,8 +105,8 @@ def verify_part(archive: OpenArchive, part: ArchivePart, seen: NDArray[np.uint16
         readable = True
         batch_rows = max(1, BATCH_VALUES // (layout.points_per_sample * layout.channels))
         for first in range(0, len(index), batch_rows):
-            positions = range(first, min(first + batch_rows, len(index)))
-            rows = read_rows(archive.url, part, index, positions, layout, **options)
+            positions = np.arange(first, min(first + batch_rows, len(index)))
+            rows = _read_whole(archive, part, index, positions, found)
             _verify_rows(archive, rows, samples, found)
     rejected: list[RejectedSample] | None = [] if part.rejected_path is None else None
     if part.rejected_path is not None and part.rejected_sha256 is not None:
@@ -117,6 +118,23 @@ def verify_part(archive: OpenArchive, part: ArchivePart, seen: NDArray[np.uint16
             _verify_rejected(archive, rejected, samples, found)
     if not readable or rejected is None:
         mark_lost(seen, layout, part)
+
+
+def _read_whole(
+    archive: OpenArchive, part: ArchivePart, index: PartIndex, positions: NDArray[np.int64], found: Findings
+) -> list[ArchiveRow]:
+    """Rows, but for those of spans whose checksum is wrong, which are one problem each."""
+    sha256, options = archive.manifest.bundle_sha256, {"storage_options": archive.storage_options}
+    try:
+        return read_rows(archive.url, part, index, positions, archive.layout, sha256, **options)
+    except CorruptBitstreamError as error:
+        spans = np.unique(index.span_first[positions])
+        if len(spans) == 1:
+            found.rows += len(positions)
+            found.add(str(error))
+            return []
+        halves = np.split(positions, [int(np.searchsorted(positions, spans[len(spans) // 2]))])
+        return [row for half in halves for row in _read_whole(archive, part, index, half, found)]
 
 
 def _check_file(archive: OpenArchive, path: str, size: int, sha256: str, found: Findings) -> None:
@@ -172,7 +190,8 @@ def _decode(
 ) -> Iterator[tuple[ArchiveRow, NDArray[np.float32]]]:
     """Rows with their values [P, C]; those that do not decode are noted and left out."""
     try:
-        yield from zip(rows, decompress_rows(rows, opened, archive.layout), strict=True)
+        bound = bound_from_json(archive.manifest.quality)
+        yield from zip(rows, decompress_rows(rows, opened, archive.layout, bound), strict=True)
     except BitstreamError as error:
         if len(rows) == 1:
             found.add(str(error))

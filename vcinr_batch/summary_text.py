@@ -166,6 +166,12 @@ def repair_pairs(report: "RepairReport") -> list[tuple[str, str]]:
 
 def request_text(request: Mapping[str, Any], lowest_psnr_db: float) -> str:
     """What was asked for, and whether each sample got it: beyond the finest level a target PSNR is out of reach."""
+    if isinstance(bound := request.get("max_error"), int | float):
+        return f"no error above {bound:g} in the unit of the variable"
+    if isinstance(share := request.get("max_error_share"), int | float):
+        return f"no error above {100 * share:g} % of the range of the training values"
+    if isinstance(rmse := request.get("target_rmse"), int | float):
+        return f"RMSE {rmse:g} in the unit of the variable, or as near as the finest level comes"
     target = request.get("target_psnr")
     if not isinstance(target, int | float):
         return f"quality level {request.get('quality', 'unknown')}"

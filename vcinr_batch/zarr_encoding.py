@@ -14,14 +14,15 @@ import xarray
 from vcinr_batch.archive.chunk_grid import chunk_shape, shows_source_order
 from vcinr_batch.archive.written_array import WrittenArray, shard_of_chunk, written_bundle_path
 from vcinr_batch.archive.zarr_codec import PartCodec
-from vcinr_batch.archive.zarr_writing import quality_of, remember_bundle
+from vcinr_batch.archive.zarr_writing import remember_bundle
 from vcinr_batch.bundle import Bundle, find_bundle, parse_bundle
-from vcinr_batch.compression import QualityRequest, check_layout
+from vcinr_batch.compression import QualityRequest, check_layout, check_request
 from vcinr_batch.data.auxiliary import RELATIONS
 from vcinr_batch.data.layout import Layout
 from vcinr_batch.data.shards import cut_axes, plan_shards
 from vcinr_batch.data.source_parts import read_axis, source_encoding
 from vcinr_batch.errors import ConfigError
+from vcinr_batch.quality_request import request_to_json
 from vcinr_batch.storage import StorageOptions, read_bytes, sha256_hex
 
 
@@ -62,14 +63,14 @@ def encoding(
     data, opened = _read_bundle(bundle, storage_options)
     array = _array(dataset, variable or opened.variable)
     name, request = str(array.name), quality if isinstance(quality, QualityRequest) else QualityRequest(level=quality)
-    _check_level(request, opened)
+    check_request(request, opened)
     layout = _layout(dataset, array, opened)
     shape = _chunk_shape(array, layout, opened, chunks or {})
     source = source_encoding(array)
     written = WrittenArray(layout, source, 8 * np.dtype(source["dtype"]).itemsize)
     order = tuple(axis.name for axis in layout.axes if axis.source_values is not None)
     path = written_bundle_path(name, remember_bundle(data))
-    codec = PartCodec(opened.sha256, path, quality_of(request), order, written, data)
+    codec = PartCodec(opened.sha256, path, request_to_json(request), order, written, data)
     related = {key: array.encoding[key] for key in RELATIONS if key in array.encoding}
     zarr = {"serializer": codec, "filters": (), "compressors": (), "chunks": shape, "fill_value": np.float32(np.nan)}
     return {name: {"dtype": np.dtype(np.float32), **zarr, **related}}
@@ -94,12 +95,6 @@ def _array(dataset: xarray.Dataset, name: str) -> xarray.DataArray:
     if array.dtype.kind not in "biuf" or 0 in array.shape or array.ndim == 0:
         raise ConfigError(f"{name!r} holds no field of numbers: {array.dtype} of shape {array.shape}")
     return array
-
-
-def _check_level(request: QualityRequest, bundle: Bundle) -> None:
-    finest = len(bundle.quality_psnr_db) - 1
-    if request.level is not None and not 0 <= request.level <= finest:
-        raise ConfigError(f"quality {request.level}: this bundle has levels 0 to {finest}")
 
 
 def _layout(dataset: xarray.Dataset, array: xarray.DataArray, bundle: Bundle) -> Layout:

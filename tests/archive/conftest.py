@@ -35,10 +35,18 @@ def make_row(layout: Layout, block: tuple[int, ...], **changed: Any) -> ArchiveR
     """A row whose payload and errors follow from its block."""
     seed = int(np.ravel_multi_index(block, layout.block_counts))
     payload = np.random.default_rng(seed).bytes(5 + seed % 7)
-    fields = {"payload": payload, "quality": 9, "rmse": 0.25 + seed / 64, "max_error": 8.0 + seed / 8, "mask": None}
+    fields = {
+        "payload": payload,
+        "quality": 9,
+        "rmse": 0.25 + seed / 64,
+        "max_error": 8.0 + seed / 8,
+        "mask": None,
+        "coding": 0,
+    }
     fields |= changed
     key = sample_key(layout, block)
-    checksum = row_checksum(key, fields["quality"], fields["payload"], fields["mask"], BUNDLE_SHA256)
+    covered = (fields["quality"], fields["payload"], fields["mask"], BUNDLE_SHA256, fields["coding"])
+    checksum = row_checksum(key, *covered)
     return ArchiveRow(key=key, block=block, checksum=checksum, **fields)
 
 

@@ -1,12 +1,16 @@
+import base64
 import dataclasses
 import gzip
+import hashlib
 import json
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import vcinr_batch
 from vcinr_batch.archive.manifest import (
     ArchivePart,
     check_path,
@@ -15,6 +19,7 @@ from vcinr_batch.archive.manifest import (
     manifest_to_json,
     read_manifest,
 )
+from vcinr_batch.archive.manifest_dictionary import MANIFEST_DICTIONARY
 from vcinr_batch.data.auxiliary import Auxiliary
 from vcinr_batch.errors import (
     ArchiveExistsError,
@@ -96,24 +101,99 @@ def test_auxiliary_variables_are_there_only_where_there_are_any(tmp_path, layout
     assert manifest_to_json(found) == content
 
 
-def test_the_file_is_plain_json_under_gzip(tmp_path, manifest):
+def parts_of(count):
+    """As many parts of one hour each."""
+    places = [{"path": f"parts/t2m-{i:08d}.parquet", "start": (i, 0, 0), "stop": (i + 1, 1, 1)} for i in range(count)]
+    digests = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(count)]
+    return tuple(make_part(**place, rows=1, sha256=sha256) for place, sha256 in zip(places, digests, strict=True))
+
+
+def packed_text(data):
+    """The JSON that a packed manifest holds, by nothing but FORMAT.md's words and its text."""
+    head = json.loads(gzip.decompress(data))
+    assert list(head) == ["format", "packed", "version"]
+    assert (head["format"], head["version"]) == ("vcinr-archive", 2)
+    inflate = zlib.decompressobj(-15, zdict=documented_dictionary())
+    text = inflate.decompress(base64.b64decode(head["packed"])).decode()
+    assert inflate.eof
+    return text
+
+
+def documented_dictionary():
+    text = Path(vcinr_batch.__file__).with_name("FORMAT.md").read_text()
+    block = text.partition("<!-- dictionary: begin -->\n```\n")[2].partition("\n```\n<!-- dictionary: end -->")[0]
+    return block.replace("\n", "").encode("ascii")
+
+
+def test_format_md_prints_the_dictionary():
+    assert documented_dictionary().decode() == MANIFEST_DICTIONARY
+    digest = "c7652a97079f951028d88f13fb895b79b1f2ca6f2cdd5cc373ecf67177c6b5c8"
+    assert hashlib.sha256(documented_dictionary()).hexdigest() == digest  # part of version 2: never changes
+
+
+def test_a_small_manifest_is_packed_against_the_dictionary(tmp_path, manifest):
+    commit_manifest(manifest, str(tmp_path))
+    data = (tmp_path / "manifest.json.gz").read_bytes()
+    text = packed_text(data)
+    assert json.loads(text) == manifest_to_json(manifest)
+    assert len(data) < 0.6 * len(gzip.compress(text.encode()))
+
+
+def test_the_archive_of_another_package_without_packing_reads(tmp_path, manifest):
+    content = manifest_to_json(manifest)
+    for version in (1, 2):
+        text = json.dumps({**content, "version": version})
+        (tmp_path / "manifest.json.gz").write_bytes(gzip.compress(text.encode()))
+        assert manifest_to_json(read_manifest(str(tmp_path))) == content
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ({"packed": "", "version": 1}, CorruptBitstreamError),
+        ({"packed": "", "version": 2}, CorruptBitstreamError),
+        ({"packed": "no base64!", "version": 2}, CorruptBitstreamError),
+        ({"packed": "eJw=", "version": 2}, CorruptBitstreamError),
+        ({"packed": 7, "version": 2}, CorruptBitstreamError),
+        ({"packed": "", "version": 2, "unit": "K"}, CorruptBitstreamError),
+        ({"packed": "", "version": 3}, UnsupportedFormatError),
+    ],
+)
+def test_what_is_packed_wrongly_is_refused(head, expected, tmp_path):
+    text = json.dumps({"format": "vcinr-archive", **head})
+    (tmp_path / "manifest.json.gz").write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(expected, match=r"^manifest of "):
+        read_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", [bytes(65 << 20), b"[" * 100_000, b'{"packed":""}'])
+def test_a_packed_manifest_is_inflated_in_bounded_memory_and_only_once(text, tmp_path):
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=MANIFEST_DICTIONARY.encode())
+    packed = base64.b64encode(deflate.compress(text) + deflate.flush()).decode()
+    head = json.dumps({"format": "vcinr-archive", "packed": packed, "version": 2})
+    (tmp_path / "manifest.json.gz").write_bytes(gzip.compress(head.encode()))
+    with pytest.raises(BitstreamError if text[:1] != b"{" else UnsupportedFormatError, match=r"^manifest of "):
+        read_manifest(str(tmp_path))
+
+
+def test_a_large_manifest_is_plain_json_under_gzip(tmp_path, layouts, manifest_of):
+    manifest = manifest_of(layouts(200), parts_of(200))
     commit_manifest(manifest, str(tmp_path))
     text = gzip.decompress((tmp_path / "manifest.json.gz").read_bytes()).decode()
     assert text.startswith('{"attributes":{"GRIB_paramId":167,')
     assert json.loads(text)["format"] == "vcinr-archive"
-    assert json.loads(text)["version"] == 1
-    assert json.loads(text)["parts"] == [
-        {
-            "path": "parts/t2m-00000000.parquet",
-            "rows": 6,
-            "bytes": 700,
-            "sha256": SHA,
-            "crc32": 123456789,
-            "payloads": [[200, 350]],
-            "start": [0, 0, 0],
-            "stop": [6, 1, 1],
-        }
-    ]
+    assert json.loads(text)["version"] == 2
+    assert manifest_to_json(read_manifest(str(tmp_path))) == manifest_to_json(manifest)
+    assert json.loads(text)["parts"][7] == {
+        "path": "parts/t2m-00000007.parquet",
+        "rows": 1,
+        "bytes": 700,
+        "sha256": hashlib.sha256(b"7").hexdigest(),
+        "crc32": 123456789,
+        "payloads": [[200, 350]],
+        "start": [7, 0, 0],
+        "stop": [8, 1, 1],
+    }
 
 
 def test_bytes_are_a_pure_function_of_the_content(tmp_path, manifest, monkeypatch):
@@ -206,7 +286,7 @@ def test_what_is_no_manifest_is_refused_in_bounded_memory(data, expected, tmp_pa
     ("path", "value", "error", "expected"),
     [
         (["format"], "zarr", UnsupportedFormatError, "format is 'zarr', expected 'vcinr-archive'"),
-        (["version"], 2, UnsupportedFormatError, "format version 2; this package reads version 1"),
+        (["version"], 3, UnsupportedFormatError, "format version 3; this package reads versions 1 and 2"),
         (["version"], True, UnsupportedFormatError, "format version True"),
         (["container"], "hdf5", UnsupportedFormatError, "container 'hdf5'; this version reads 'parquet' and 'zarr'"),
         (["container"], "zarr", CorruptBitstreamError, "the part of a Zarr archive, but its chunk is t2m/c/0/0/0"),

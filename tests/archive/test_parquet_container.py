@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import io
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vcinr_batch.archive import parquet_container, parquet_part
+from vcinr_batch.archive.checksum_spans import add_checksums
 from vcinr_batch.archive.parquet_container import read_index, read_rejected, read_rows, write_part
 from vcinr_batch.archive.rows import check_row, pack_mask
 from vcinr_batch.data.samples import RejectedSample
@@ -35,7 +37,7 @@ def write_all(rows, layout, url, **changed):
 
 def read_all(url, part, layout):
     """All rows of a part, checked as a reader checks them."""
-    rows = read_rows(url, part, index := read_index(url, part, layout), np.arange(len(index)), layout)
+    rows = read_rows(url, part, index := read_index(url, part, layout), np.arange(len(index)), layout, BUNDLE_SHA256)
     for row in rows:
         check_row(row, BUNDLE_SHA256)
     return rows
@@ -66,14 +68,37 @@ def test_blocks_along_several_dimensions_come_back(block, tmp_path, layouts, row
     rows = rows_of(layout)
     part = write_all(rows, layout, str(tmp_path))
     assert read_all(str(tmp_path), part, layout) == rows
+    assert pq.read_schema(tmp_path / part.path).names == ["quality", "rmse", "max_error", "payload"]
+
+
+@pytest.mark.parametrize("block", [{}, {"latitude": 1}, {"time": 4, "longitude": 2}])
+def test_rows_name_their_blocks_where_some_of_the_shard_were_rejected(block, tmp_path, layouts, rows_of):
+    layout = layouts(hours=10, **block)
+    rows = rows_of(layout)
+    part = write_all(rows[:1] + rows[2:], layout, str(tmp_path), rejected=make_rejected(rows[1:2]))
+    assert read_all(str(tmp_path), part, layout) == rows[:1] + rows[2:]
     names = pq.read_schema(tmp_path / part.path).names
-    assert [name for name in names if name.endswith("_block")] == [f"{dim}_block" for dim in layout.blocked_dims]
+    assert names == [*(f"{dim}_block" for dim in layout.blocked_dims), "quality", "rmse", "max_error", "payload"]
 
 
-def test_masks_and_mixed_qualities_come_back(tmp_path, layouts, row_of):
+def test_a_shard_inside_of_the_layout_knows_its_blocks(tmp_path, layouts, rows_of):
+    layout = layouts(hours=10, latitude=1)
+    rows = [row for row in rows_of(layout) if 3 <= row.block[0] < 8 and row.block[1] == 1]
+    part = write_all(rows, layout, str(tmp_path), start=(3, 1, 0), stop=(8, 2, 1))
+    assert read_all(str(tmp_path), part, layout) == rows
+
+
+def test_rows_without_blocks_that_are_not_all_of_their_shard_are_refused(layouts, rows_of):
+    layout = layouts()
+    data, payloads = parquet_part.encode_part(rows_of(layout)[1:], layout, with_blocks=False)
+    with pytest.raises(CorruptBitstreamError, match="5 rows without columns of blocks in a shard of 6 samples"):
+        decode_index(data, payloads, layout)
+
+
+def test_masks_and_mixed_qualities_and_codings_come_back(tmp_path, layouts, row_of):
     layout = layouts()
     masks = [None, pack_mask(np.arange(6) < 3), pack_mask(np.arange(6) < 3), None, pack_mask(np.arange(6) > 3), None]
-    rows = [row_of(layout, (i, 0, 0), mask=mask, quality=i * 51) for i, mask in enumerate(masks)]
+    rows = [row_of(layout, (i, 0, 0), mask=mask, quality=i * 12, coding=i % 3) for i, mask in enumerate(masks)]
     part = write_all(rows, layout, str(tmp_path))
     assert read_all(str(tmp_path), part, layout) == rows
 
@@ -83,13 +108,12 @@ def test_any_parquet_reader_finds_the_documented_columns(tmp_path, layouts, rows
     rows = rows_of(layout)
     part = write_all(rows, layout, str(tmp_path))
     table = pq.read_table(io.BytesIO((tmp_path / part.path).read_bytes()), use_threads=False)
+    checksum = zlib.crc32(b"".join(row.checksum.to_bytes(4, "little") for row in rows)).to_bytes(4, "little")
     assert table.to_pydict() == {
-        "time_block": [0, 1, 2, 3, 4, 5],
         "quality": [9] * 6,
         "rmse": [0.25, 0.265625, 0.28125, 0.296875, 0.3125, 0.328125],
         "max_error": [8.0, 8.125, 8.25, 8.375, 8.5, 8.625],
-        "checksum": [row.checksum for row in rows],
-        "payload": [row.payload for row in rows],
+        "payload": [*(row.payload for row in rows[:5]), rows[5].payload + checksum],
     }
 
 
@@ -119,7 +143,7 @@ def test_other_rows_of_the_same_shard_replace_nothing(tmp_path, layouts, rows_of
     assert read_all(str(tmp_path), first, layout) == rows_of(layout)
 
 
-def test_120_rows_cost_at_most_1500_bytes_beyond_their_payloads(tmp_path, layouts, row_of):
+def test_120_rows_cost_at_most_850_bytes_beyond_their_payloads(tmp_path, layouts, row_of):
     layout, random = layouts(hours=120), np.random.default_rng(0)
     errors = 0.24 * np.exp(0.1 * random.normal(size=(120, 1))) * [[1, 4.6]]
     rows = [
@@ -127,8 +151,8 @@ def test_120_rows_cost_at_most_1500_bytes_beyond_their_payloads(tmp_path, layout
         for i, (rmse, largest) in enumerate(errors.tolist())
     ]
     part = write_all(rows, layout, str(tmp_path))
-    # Measured: 1447 with pyarrow 25; 480 of them are checksums, 460 the footer.
-    assert part.bytes - sum(len(row.payload) for row in rows) < 1500
+    # Measured: 780 with pyarrow 25; 330 of them are errors, 224 the footer, 28 checksums.
+    assert part.bytes - sum(len(row.payload) for row in rows) < 850
 
 
 def test_rows_are_picked_in_any_order(tmp_path, layouts, rows_of):
@@ -136,8 +160,10 @@ def test_rows_are_picked_in_any_order(tmp_path, layouts, rows_of):
     rows = rows_of(layout)
     part = write_all(rows, layout, str(tmp_path))
     index = read_index(str(tmp_path), part, layout)
-    assert read_rows(str(tmp_path), part, index, [17, 3, 3, 0], layout) == [rows[i] for i in (17, 3, 3, 0)]
-    assert read_rows(str(tmp_path), part, index, [], layout) == []
+    assert read_rows(str(tmp_path), part, index, [17, 3, 3, 0], layout, BUNDLE_SHA256) == [
+        rows[i] for i in (17, 3, 3, 0)
+    ]
+    assert read_rows(str(tmp_path), part, index, [], layout, BUNDLE_SHA256) == []
 
 
 def test_parts_of_many_row_groups_come_back(tmp_path, layouts, rows_of, monkeypatch):
@@ -174,8 +200,8 @@ def test_the_index_is_read_without_the_payloads_and_a_row_without_its_neighbours
 
     monkeypatch.setattr(parquet_container, "read_ranges", recording)
     index = read_index(str(tmp_path), part, layout)
-    assert read_rows(str(tmp_path), part, index, [31], layout) == [rows[31]]
-    assert fetched == [part.bytes - 50 * 40_000, 40_000]
+    assert read_rows(str(tmp_path), part, index, [31], layout, BUNDLE_SHA256) == [rows[31]]
+    assert fetched == [part.bytes - 50 * 40_004, 40_004]
 
 
 def make_rejected(rows, reason="3 infinite values"):
@@ -221,7 +247,8 @@ def test_a_shard_may_be_rejected_as_a_whole(tmp_path, layouts, rows_of):
         (lambda rows: ([*rows[1:], dataclasses.replace(rows[0], rmse=float("nan"))], []), "rmse must be a finite"),
         (lambda rows: ([*rows[1:], dataclasses.replace(rows[0], max_error=-1.0)], []), "max_error must be a finite"),
         (lambda rows: ([*rows[1:], dataclasses.replace(rows[0], max_error=1e39)], []), "max_error must be a finite"),
-        (lambda rows: ([*rows[1:], dataclasses.replace(rows[0], quality=256)], []), "quality must be 0 to 255"),
+        (lambda rows: ([*rows[1:], dataclasses.replace(rows[0], quality=64)], []), "quality must be 0 to 63"),
+        (lambda rows: ([*rows[1:], dataclasses.replace(rows[0], coding=3)], []), "coding must be 0 to 2"),
         (lambda rows: ([*rows[1:], dataclasses.replace(rows[0], checksum=-1)], []), "checksum must be 0 to 4294967295"),
     ],
 )
@@ -239,7 +266,7 @@ def test_a_part_that_does_not_read_back_is_not_written(tmp_path, layouts, rows_o
     monkeypatch.setattr(
         parquet_container,
         "encode_part",
-        lambda rows, layout: parquet_part.encode_part(rows[::1][:-1] + rows[:1], layout),
+        lambda rows, layout, **_: parquet_part.encode_part(rows[:-1] + rows[:1], layout),
     )
     with pytest.raises(VcinrError):
         write_all(rows, layout, str(tmp_path))
@@ -286,14 +313,24 @@ def test_every_truncation_of_a_part_is_found(tmp_path, layouts, rows_of):
         {"payloads": ((200, 300), (250, 400))},
         {"index_crc32": 0},
         {"rows": 5, "stop": (5, 1, 1)},
-        {"start": (1, 0, 0), "stop": (7, 1, 1)},
     ],
 )
 def test_a_part_that_is_not_the_one_in_the_manifest_is_found(changed, tmp_path, layouts, rows_of):
     layout = layouts()
     part = write_all(rows_of(layout), layout, str(tmp_path))
     with pytest.raises(BitstreamError, match=rf"^{part.path}: "):
-        read_index(str(tmp_path), dataclasses.replace(part, **changed), layout)
+        read_all(str(tmp_path), dataclasses.replace(part, **changed), layout)
+
+
+def test_the_part_of_another_shard_is_found(tmp_path, layouts, rows_of):
+    layout = layouts()
+    rows = rows_of(layout)[:5]
+    part = write_all(rows, layout, str(tmp_path), stop=(5, 1, 1))
+    claimed = dataclasses.replace(part, start=(1, 0, 0), stop=(6, 1, 1))
+    with pytest.raises(
+        CorruptBitstreamError, match=r"01:00:00\] to t2m\[time=2019-03-22T05:00:00\], 5 samples: checksum"
+    ):
+        read_all(str(tmp_path), claimed, layout)
 
 
 def test_payload_ranges_that_are_shifted_are_found(tmp_path, layouts, rows_of):
@@ -306,12 +343,12 @@ def test_payload_ranges_that_are_shifted_are_found(tmp_path, layouts, rows_of):
 
 def test_a_payload_that_ends_too_early_is_named(tmp_path, layouts, rows_of):
     layout = layouts()
-    part = write_all(rows_of(layout), layout, str(tmp_path))
+    part = write_all(rows_of(layout, payload=bytes(300)), layout, str(tmp_path))
     index = read_index(str(tmp_path), part, layout)
     (tmp_path / part.path).write_bytes((tmp_path / part.path).read_bytes()[: int(index.payload_start[4]) + 2])
-    assert len(read_rows(str(tmp_path), part, index, [0, 3], layout)) == 2
+    assert len(read_rows(str(tmp_path), part, index, [0, 1], layout, BUNDLE_SHA256)) == 2
     with pytest.raises(TruncatedBitstreamError, match=r"t2m\[time=2019-03-22T04:00:00\]: got 2 of the bytes"):
-        read_rows(str(tmp_path), part, index, [0, 4], layout)
+        read_rows(str(tmp_path), part, index, [0, 4], layout, BUNDLE_SHA256)
 
 
 def test_a_missing_part_is_a_source_error_that_names_it(tmp_path, layouts, rows_of):
@@ -346,7 +383,7 @@ def encode(layout, rows, **replaced):
             table = table.add_column(place, pa.field(name, column.type, nullable=False), column)
     data = parquet_part._write([table], table.schema)
     end = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-    return data, [(end - sum(len(row.payload) for row in rows), end)]
+    return data, [(end - sum(map(len, add_checksums(rows))), end)]
 
 
 @pytest.mark.parametrize(
@@ -358,9 +395,10 @@ def encode(layout, rows, **replaced):
         ({"rmse": pa.array([-1.0] * 6, pa.float32())}, CorruptBitstreamError, "not a finite number from 0"),
         ({"max_error": pa.array([np.nan] * 6, pa.float32())}, CorruptBitstreamError, "not a finite number from 0"),
         ({"rmse": None}, UnsupportedFormatError, "columns are time_block int32, quality uint8, max_error float"),
-        ({"time_block": None}, UnsupportedFormatError, "this version reads time_block, quality"),
+        ({"max_error": None}, UnsupportedFormatError, "this version reads time_block, quality"),
         ({"extra": pa.array([1] * 6, pa.int64())}, UnsupportedFormatError, "columns are extra int64"),
         ({"quality": pa.array([1] * 6, pa.int32())}, UnsupportedFormatError, "quality int32"),
+        ({"quality": pa.array([0, 64, 128, 192, 0, 0], pa.uint8())}, UnsupportedFormatError, "coding 3; this version"),
     ],
 )
 def test_a_part_that_contradicts_its_layout_or_format_is_refused(replaced, error, expected, layouts, rows_of):

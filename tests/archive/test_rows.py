@@ -33,6 +33,11 @@ def test_the_checksum_is_crc32_of_the_documented_bytes():
     assert row_checksum(KEY, 7, b"abc", None, BUNDLE) == crc ^ 0xFFFFFFFF
 
 
+def test_the_checksum_covers_the_coding_in_the_two_high_bits_of_the_quality():
+    packed = row_checksum(KEY, 2 << 6 | 7, b"abc", None, BUNDLE)
+    assert row_checksum(KEY, 7, b"abc", None, BUNDLE, coding=2) == packed != row_checksum(KEY, 7, b"abc", None, BUNDLE)
+
+
 def test_an_intact_row_passes():
     check_row(make_row(), BUNDLE)
     check_row(make_row(mask=None), BUNDLE)
@@ -44,6 +49,7 @@ def test_an_intact_row_passes():
         {"key": SampleKey("t2m", (("time", "2019-03-22T07:00:00"),))},
         {"key": SampleKey("d2m", KEY.labels)},
         {"quality": 10},
+        {"coding": 1},
         {"mask": None},
         {"mask": b""},
         {"mask": b"some masks"},

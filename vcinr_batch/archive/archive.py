@@ -21,6 +21,7 @@ from vcinr_batch.data.auxiliary import auxiliary_variable, coordinates_among, ta
 from vcinr_batch.data.layout import Layout, axis_variable, sample_keys
 from vcinr_batch.data.samples import RejectedSample, SampleKey
 from vcinr_batch.errors import BundleMismatchError, ConfigError
+from vcinr_batch.quality_request import bound_from_json
 from vcinr_batch.storage import StorageOptions, join_url, public_url, read_bytes, sha256_hex, size_bytes
 
 if TYPE_CHECKING:
@@ -344,8 +345,8 @@ class Archive:
         """Decodes rows with the archive's own bundle. Raises as `opened_bundle`."""
         from vcinr_batch.compression import decompress_rows
 
-        opened = self.opened_bundle()
-        return lambda rows, layout: decompress_rows(rows, opened, layout)
+        opened, bound = self.opened_bundle(), bound_from_json(self.manifest.quality)
+        return lambda rows, layout: decompress_rows(rows, opened, layout, bound)
 
     def opened_bundle(self) -> "OpenBundle":
         """The archive's own bundle, which is opened once per process.
@@ -387,7 +388,8 @@ class Archive:
 
     def _read(self, part: ArchivePart, positions: NDArray[np.int64]) -> list[ArchiveRow]:
         index = self.index(part)
-        return read_rows(self.url, part, index, positions, self.layout, storage_options=self.storage_options)
+        bundle, options = self.manifest.bundle_sha256, self.storage_options
+        return read_rows(self.url, part, index, positions, self.layout, bundle, storage_options=options)
 
 
 def _wanted_blocks(layout: Layout, places: Sequence[NDArray[np.int64]]) -> list[NDArray[np.bool_]]:

@@ -1,15 +1,13 @@
 """The root of an archive: what it holds, where it came from, and its parts. Written last: no manifest, no archive."""
 
-import json
 import math
 import re
-import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vcinr_batch.archive.chunk_grid import check_chunk_keys
+from vcinr_batch.archive.manifest_packing import MAX_BYTES, PACKED_KEY, pack_json, unpack_content, unpack_json
 from vcinr_batch.data.attributes_json import attributes_from_json, attributes_to_json
 from vcinr_batch.data.auxiliary import Auxiliary, auxiliaries_from_json, auxiliaries_to_json
 from vcinr_batch.data.axis_json import checked_int, checked_object
@@ -19,12 +17,12 @@ from vcinr_batch.storage import StorageOptions, create_bytes, join_url, public_u
 
 MANIFEST_NAME = "manifest.json.gz"
 FORMAT_NAME = "vcinr-archive"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The version written."""
+READ_VERSIONS = (1, 2)
 
 CONTAINERS = ("parquet", "zarr")
 
-_MAX_BYTES = 64 << 20
-_GZIP_HEADER = bytes([0x1F, 0x8B, 8, 0, 0, 0, 0, 0, 2, 255])  # deflate, no name, no time, best compression, no system
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -146,8 +144,7 @@ def commit_manifest(
 
 def manifest_data(manifest: Manifest) -> bytes:
     """The bytes of the manifest's file, a pure function of the manifest."""
-    text = json.dumps(manifest_to_json(manifest), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return _gzip(text.encode())
+    return pack_json(manifest_to_json(manifest))
 
 
 def read_manifest(url: str, *, storage_options: StorageOptions = None) -> Manifest:
@@ -159,7 +156,7 @@ def read_manifest(url: str, *, storage_options: StorageOptions = None) -> Manife
         TruncatedBitstreamError, CorruptBitstreamError: damaged or not a manifest.
     """
     try:
-        data = read_bytes(join_url(url, MANIFEST_NAME), 0, _MAX_BYTES + 1, storage_options=storage_options)
+        data = read_bytes(join_url(url, MANIFEST_NAME), 0, MAX_BYTES + 1, storage_options=storage_options)
     except SourceError as error:
         if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             raise SourceError(f"no archive at {public_url(url)} (no {MANIFEST_NAME})") from error
@@ -179,7 +176,11 @@ def parse_manifest(data: bytes, name: str) -> Manifest:
         TruncatedBitstreamError, CorruptBitstreamError: damaged or not a manifest.
     """
     try:
-        return manifest_from_json(json.loads(_gunzip(data)))
+        content = unpack_json(data)
+        _check_version(content)
+        if content["version"] >= FORMAT_VERSION and PACKED_KEY in content:
+            content = unpack_content(content)
+        return manifest_from_json(content)
     except (CorruptBitstreamError, UnsupportedFormatError) as error:
         raise type(error)(f"{name}: {error}") from error
     except (ValueError, RecursionError) as error:
@@ -324,10 +325,9 @@ def _check_version(content: Any) -> None:
     found = (content.get("format"), content.get("version")) if isinstance(content, dict) else (None, None)
     if found[0] != FORMAT_NAME:
         raise UnsupportedFormatError(f"format is {str(found[0])[:40]!r}, expected {FORMAT_NAME!r}")
-    if found[1] != FORMAT_VERSION or isinstance(found[1], bool):
-        raise UnsupportedFormatError(
-            f"format version {str(found[1])[:40]}; this package reads version {FORMAT_VERSION}"
-        )
+    if type(found[1]) is not int or found[1] not in READ_VERSIONS:
+        versions = " and ".join(map(str, READ_VERSIONS))
+        raise UnsupportedFormatError(f"format version {str(found[1])[:40]}; this package reads versions {versions}")
 
 
 def _checked_text(content: Any, what: str) -> str:
@@ -352,23 +352,3 @@ def _checked_spans(content: Any, what: str) -> tuple[tuple[int, int], ...]:
     if not isinstance(content, list) or any(not isinstance(span, list) or len(span) != 2 for span in content):
         raise CorruptBitstreamError(f"{what} must be a list of byte ranges")
     return tuple((checked_int(a, what, 0, 2**62), checked_int(b, what, 0, 2**62)) for a, b in content)
-
-
-def _gzip(data: bytes) -> bytes:
-    # gzip.compress writes the clock or, from Python 3.13 on, another system byte.
-    deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9)
-    trailer = struct.pack("<II", zlib.crc32(data), len(data) & 0xFFFFFFFF)
-    return _GZIP_HEADER + deflate.compress(data) + deflate.flush() + trailer
-
-
-def _gunzip(data: bytes) -> bytes:
-    inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    try:
-        text = inflate.decompress(data, _MAX_BYTES + 1)
-    except zlib.error as error:
-        raise CorruptBitstreamError(f"damaged gzip file: {error}") from error
-    if len(data) > _MAX_BYTES or len(text) > _MAX_BYTES:
-        raise CorruptBitstreamError(f"more than {_MAX_BYTES} bytes")
-    if not inflate.eof:
-        raise CorruptBitstreamError(f"gzip file cut off after {len(data)} bytes")
-    return text

@@ -6,12 +6,14 @@ the byte ranges of the payloads it wants (`read_rows`).
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vcinr_batch.archive.checksum_spans import CHECKSUM_BYTES, span_checksum
 from vcinr_batch.archive.manifest import MANIFEST_NAME, ArchivePart
 from vcinr_batch.archive.parquet_part import (
     PartIndex,
@@ -22,8 +24,9 @@ from vcinr_batch.archive.parquet_part import (
     index_crc32,
     index_ranges,
 )
+from vcinr_batch.archive.row_reading import make_rows, payload_ranges
 from vcinr_batch.archive.rows import ArchiveRow
-from vcinr_batch.data.layout import Layout, sample_key, sample_keys
+from vcinr_batch.data.layout import Layout, sample_key
 from vcinr_batch.data.samples import RejectedSample
 from vcinr_batch.errors import (
     ArchiveExistsError,
@@ -47,7 +50,6 @@ from vcinr_batch.storage import (
 __all__ = [
     "PartIndex",
     "content_path",
-    "make_rows",
     "pack_part",
     "parse_index",
     "part_ranges",
@@ -188,44 +190,20 @@ def read_rows(
     index: PartIndex,
     positions: Sequence[int] | NDArray[np.integer[Any]],
     layout: Layout,
+    bundle_sha256: str,
     *,
     storage_options: StorageOptions = None,
 ) -> list[ArchiveRow]:
     """The rows at the given positions of a part's index, in that order; fetches their byte ranges and little more.
 
-    Their checksums are not looked at: `check_row` does that, and needs to know the bundle.
-
     Raises:
         SourceError: the part is missing or unreachable.
-        TruncatedBitstreamError: the part ends too early.
+        TruncatedBitstreamError, CorruptBitstreamError: as `make_rows`.
     """
     chosen = np.asarray(positions, np.int64)
-    starts, lengths = index.payload_start[chosen], index.payload_bytes[chosen]
-    ranges = list(zip(starts.tolist(), (starts + lengths).tolist(), strict=True))
-    payloads = read_ranges(join_url(url, part.path), ranges, storage_options=storage_options)
-    return make_rows(part, index, chosen, payloads, layout)
-
-
-def make_rows(
-    part: ArchivePart, index: PartIndex, positions: NDArray[np.int64], payloads: Sequence[bytes], layout: Layout
-) -> list[ArchiveRow]:
-    """What `read_rows` gives, from payloads that were fetched in another way, in the order of the positions.
-
-    Raises:
-        TruncatedBitstreamError: a payload is not whole.
-    """
-    blocks = index.blocks[positions]
-    keys = sample_keys(layout, blocks)
-    starts, lengths = index.payload_start[positions].tolist(), index.payload_bytes[positions].tolist()
-    for key, payload, start, length in zip(keys, payloads, starts, lengths, strict=True):
-        if len(payload) != length:
-            raise TruncatedBitstreamError(
-                f"{part.path}: {key}: got {len(payload)} of the bytes {start} to {start + length}"
-            )
-    columns = (index.quality, index.rmse, index.max_error, index.checksum)
-    figures = (column[positions].tolist() for column in columns)
-    masks = [index.masks[i] for i in positions.tolist()]
-    return list(map(ArchiveRow, keys, map(tuple, blocks.tolist()), payloads, *figures, masks))
+    ranges = payload_ranges(index, chosen)
+    pieces = read_ranges(join_url(url, part.path), ranges, storage_options=storage_options)
+    return make_rows(part, index, chosen, pieces, layout, bundle_sha256)
 
 
 def read_rejected(
@@ -282,7 +260,8 @@ def _packed(
     rows: Sequence[ArchiveRow], layout: Layout, name: str, start: tuple[int, ...], stop: tuple[int, ...]
 ) -> tuple[bytes, tuple[tuple[int, int], ...], int]:
     """A part's bytes, made sure to read back, the ranges of its payloads, and the checksum of its index."""
-    data, payloads = encode_part(rows, layout)
+    samples = math.prod(b - a for a, b in zip(start, stop, strict=True))
+    data, payloads = encode_part(rows, layout, with_blocks=len(rows) < samples)
     pieces = [data[a:b] for a, b in index_ranges(len(data), payloads)]
     _check_readable(data, decode_index(pieces, len(data), payloads, layout, (start, stop)), rows, name)
     return data, tuple(payloads), index_crc32(pieces)
@@ -316,15 +295,25 @@ def _check_readable(data: bytes, index: PartIndex, rows: Sequence[ArchiveRow], n
     columns = (
         map(tuple, index.blocks.tolist()),
         index.quality.tolist(),
-        index.checksum.tolist(),
+        index.coding.tolist(),
         index.masks,
         payloads,
     )
     found = list(zip(*columns, strict=True))
-    if found != [(row.block, row.quality, row.checksum, row.mask, row.payload) for row in rows]:
+    wanted = [(row.block, row.quality, row.coding, row.mask, row.payload) for row in rows]
+    if found != wanted or not _has_checksums(data, index, rows):
         raise CorruptBitstreamError(
             f"{name}: the part just encoded does not read back; this is a bug, please report it"
         )
+
+
+def _has_checksums(data: bytes, index: PartIndex, rows: Sequence[ArchiveRow]) -> bool:
+    spans = sorted(set(zip(index.span_first.tolist(), index.span_stop.tolist(), strict=True)))
+    for first, stop in spans:
+        end = int(index.payload_start[stop - 1] + index.payload_bytes[stop - 1])
+        if data[end : end + CHECKSUM_BYTES] != span_checksum([row.checksum for row in rows[first:stop]]):
+            return False
+    return True
 
 
 @contextlib.contextmanager

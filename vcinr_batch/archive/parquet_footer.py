@@ -32,6 +32,7 @@ class _Page:
     """With its header, as `plain_bytes`, which are those before compression."""
     plain_bytes: int
     rows: int
+    encoding: int
 
 
 def make_footer(heads: Sequence[bytes], payloads: Sequence[tuple[int, int]], block_names: Sequence[str]) -> bytes:
@@ -40,7 +41,7 @@ def make_footer(heads: Sequence[bytes], payloads: Sequence[tuple[int, int]], blo
     Args:
         heads: for each row group what stands between the payloads before it (or the start of the file) and its own.
         payloads: byte range of the payloads of every row group; at least one.
-        block_names: of the columns of block indices.
+        block_names: of the columns of block indices, where there are any.
 
     Raises:
         CorruptBitstreamError: the heads are not the pages that they should be.
@@ -48,20 +49,25 @@ def make_footer(heads: Sequence[bytes], payloads: Sequence[tuple[int, int]], blo
     fronts = [heads[0][len(MAGIC) :], *heads[1:]]
     starts = [len(MAGIC), *(stop for _, stop in payloads[:-1])]
     groups = [_read_pages(front, start, stop) for front, start, (_, stop) in zip(fronts, starts, payloads, strict=True)]
-    columns = _columns(block_names, with_masks=len(groups[0]) == len(block_names) + 6)
-    if any(len(pages) != len(columns) for pages in groups):
+    encodings = {page.encoding for page in groups[0]}
+    is_first_version = _PLAIN in encodings
+    has_masks = _DELTA_BYTE_ARRAY in encodings
+    blocks = block_names if len(groups[0]) > 4 + is_first_version + has_masks else ()
+    columns = _columns(blocks, has_masks, is_first_version)
+    expected = [encoding for _, _, _, encoding, _ in columns]
+    if any([page.encoding for page in pages] != expected for pages in groups):
         raise CorruptBitstreamError(f"row groups of {[len(pages) for pages in groups][:4]} pages")
-    metadata = _file_metadata(columns, groups)
+    metadata = _file_metadata(columns, groups, is_first_version)
     return metadata + struct.pack("<I", len(metadata)) + MAGIC
 
 
-def _columns(block_names: Sequence[str], with_masks: bool) -> _Columns:
+def _columns(block_names: Sequence[str], with_masks: bool, with_checksums: bool) -> _Columns:
     return [
         *((name, _INT32, None, _DELTA_BINARY_PACKED, _UNCOMPRESSED) for name in block_names),
         ("quality", _INT32, _UINT_8, _DELTA_BINARY_PACKED, _UNCOMPRESSED),
         ("rmse", _FLOAT, None, _BYTE_STREAM_SPLIT, _ZSTD),
         ("max_error", _FLOAT, None, _BYTE_STREAM_SPLIT, _ZSTD),
-        ("checksum", _INT32, _UINT_32, _PLAIN, _UNCOMPRESSED),
+        *([("checksum", _INT32, _UINT_32, _PLAIN, _UNCOMPRESSED)] if with_checksums else []),
         *([("mask", _BYTE_ARRAY, None, _DELTA_BYTE_ARRAY, _UNCOMPRESSED)] if with_masks else []),
         ("payload", _BYTE_ARRAY, None, _DELTA_LENGTH_BYTE_ARRAY, _UNCOMPRESSED),
     ]
@@ -73,20 +79,22 @@ def _read_pages(head: bytes, start: int, stop: int) -> list[_Page]:
     while offset < stop:
         header, after = _read_struct(head, offset - start, 0)
         data = header.get(5)
-        values = [header.get(1), header.get(2), header.get(3), data.get(1) if isinstance(data, dict) else None]
-        kind, plain, stored, rows = (value if isinstance(value, int) else -1 for value in values)
+        counts = [data.get(1), data.get(2)] if isinstance(data, dict) else [None, None]
+        values = [header.get(1), header.get(2), header.get(3), *counts]
+        kind, plain, stored, rows, encoding = (value if isinstance(value, int) else -1 for value in values)
         if kind != _DATA_PAGE or min(plain, stored, rows) < 0:
             raise CorruptBitstreamError(f"no page of a part at byte {offset}")
         header_bytes = after - (offset - start)
-        pages.append(_Page(offset, header_bytes + stored, header_bytes + plain, rows))
+        pages.append(_Page(offset, header_bytes + stored, header_bytes + plain, rows, encoding))
         offset += header_bytes + stored
     if offset != stop or len({page.rows for page in pages}) != 1:
         raise CorruptBitstreamError(f"the pages of a row group end at byte {offset}, expected {stop}")
     return pages
 
 
-def _file_metadata(columns: _Columns, groups: Sequence[Sequence[_Page]]) -> bytes:
-    schema = [_struct((4, _BINARY, _text("schema")), (5, _I32, _number(len(columns))))]
+def _file_metadata(columns: _Columns, groups: Sequence[Sequence[_Page]], is_first_version: bool) -> bytes:
+    root, creator = ("schema", [(6, _BINARY, _text(_CREATED_BY))]) if is_first_version else ("m", [])
+    schema = [_struct((4, _BINARY, _text(root)), (5, _I32, _number(len(columns))))]
     for name, kind, converted, _, _ in columns:
         conversion = [] if converted is None else [(6, _I32, _number(converted))]
         schema.append(
@@ -97,7 +105,7 @@ def _file_metadata(columns: _Columns, groups: Sequence[Sequence[_Page]]) -> byte
         (2, _LIST, _list(_STRUCT, schema)),
         (3, _I64, _number(sum(pages[0].rows for pages in groups))),
         (4, _LIST, _list(_STRUCT, [_row_group(columns, pages) for pages in groups])),
-        (6, _BINARY, _text(_CREATED_BY)),
+        *creator,
     )
 
 

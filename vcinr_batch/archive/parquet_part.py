@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import itertools
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vcinr_batch.archive.checksum_spans import StoredLengths, add_checksums, split_lengths
 from vcinr_batch.archive.parquet_footer import make_footer
-from vcinr_batch.archive.rows import ArchiveRow
+from vcinr_batch.archive.rows import CODINGS, MAX_QUALITY, ArchiveRow
 from vcinr_batch.data.layout import Layout, sample_key
 from vcinr_batch.data.samples import RejectedSample
 from vcinr_batch.errors import ConfigError, CorruptBitstreamError, UnsupportedFormatError, VcinrError
@@ -35,6 +37,7 @@ _ENCODINGS = {
     "payload": "DELTA_LENGTH_BYTE_ARRAY",
 }
 _COMPRESSIONS = {"rmse": "zstd", "max_error": "zstd", "key": "zstd", "reason": "zstd"}
+_ZSTD_LEVEL = 19
 
 ByteRanges = Sequence[tuple[int, int]]
 """Ranges [start, stop) of a file, ascending and disjoint."""
@@ -42,7 +45,7 @@ Shard = tuple[tuple[int, ...], tuple[int, ...]]
 """First and last + 1 block along every axis."""
 
 
-_Group = tuple[pa.Table, NDArray[np.int64], NDArray[np.int64]]  # small columns, payload starts, payload lengths
+_Group = tuple[pa.Table, int, NDArray[np.int64]]  # small columns, start of the payloads, their stored lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,40 +56,53 @@ class PartIndex:
     """[N, number of axes]."""
     quality: NDArray[np.uint8]
     """[N]."""
+    coding: NDArray[np.uint8]
+    """[N], each one of `CODINGS`."""
     rmse: NDArray[np.float32]
     """[N], rounded up by less than 0.8 %."""
     max_error: NDArray[np.float32]
     """[N], as `rmse`."""
-    checksum: NDArray[np.uint32]
-    """[N]."""
+    checksum: NDArray[np.uint32] | None
+    """[N] of a part of format version 1; None where rows share the checksums of their spans."""
+    span_first: NDArray[np.int64]
+    """[N], first row of each row's span (`checksum_spans`); of version 1 the row itself."""
+    span_stop: NDArray[np.int64]
+    """[N], behind the last row of the span."""
     masks: tuple[bytes | None, ...]
     """N packed masks, None where the mask is the expected one."""
     payload_start: NDArray[np.int64]
     """[N], byte offset in the part."""
     payload_bytes: NDArray[np.int64]
-    """[N]."""
+    """[N], without checksums."""
 
     def __len__(self) -> int:
         return len(self.blocks)
 
 
-def encode_part(rows: Sequence[ArchiveRow], layout: Layout) -> tuple[bytes, list[tuple[int, int]]]:
+def encode_part(
+    rows: Sequence[ArchiveRow], layout: Layout, with_blocks: bool = True
+) -> tuple[bytes, list[tuple[int, int]]]:
     """A Parquet file of rows, which must be in row-major order of their blocks; may be empty.
+
+    Args:
+        rows: of one shard.
+        layout: the archive's.
+        with_blocks: writes the columns of blocks, without which the rows must be all of their shard.
 
     Returns:
         The file, and the byte range of all payloads of each row group.
 
     Raises:
-        ConfigError: an error that is not a finite float32 >= 0, or a quality or checksum out of range.
+        ConfigError: an error that is not a finite float32 >= 0, or a quality, coding or checksum out of range.
     """
-    schema = _part_schema(layout, with_masks=any(row.mask is not None for row in rows))
+    schema = _part_schema(layout, any(row.mask is not None for row in rows), with_blocks=with_blocks)
     groups = list(_row_groups(rows))
     data = _write([_part_table(group, layout, schema) for group in groups], schema)
     # The payloads are the tail of their column, which is the last one of its row group.
     metadata = pq.read_metadata(pa.BufferReader(data))
     chunks = [metadata.row_group(i).column(len(schema) - 1) for i in range(len(groups))]
     ends = [chunk.data_page_offset + chunk.total_compressed_size for chunk in chunks]
-    sizes = [sum(len(row.payload) for row in group) for group in groups]
+    sizes = [sum(map(len, add_checksums(group))) for group in groups]
     payloads = [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
     if not payloads:
         return data, payloads
@@ -143,7 +159,10 @@ def decode_index(
     """
     with _arrow_errors():
         file = pq.ParquetFile(pa.BufferReader(pa.py_buffer(_with_zeros(pieces, file_bytes, payloads))))
-        _check_schema(file.schema_arrow, _part_schema(layout, with_masks="mask" in file.schema_arrow.names))
+        names = file.schema_arrow.names
+        has_blocks = any(name in names for name in _block_names(layout))
+        expected = _part_schema(layout, "mask" in names, "checksum" in names, has_blocks)
+        _check_schema(file.schema_arrow, expected)
         if file.num_row_groups != len(payloads):
             raise CorruptBitstreamError(f"{file.num_row_groups} row groups, expected {len(payloads)}")
         groups = [_read_group(file, number, start, stop) for number, (start, stop) in enumerate(payloads)]
@@ -181,9 +200,11 @@ def decode_rejected(data: bytes, count: int, layout: Layout, shard: Shard) -> li
     return samples
 
 
-def _part_schema(layout: Layout, with_masks: bool) -> pa.Schema:
-    fields = [(name, pa.int32()) for name in _block_names(layout)]
-    fields += [("quality", pa.uint8()), ("rmse", pa.float32()), ("max_error", pa.float32()), ("checksum", pa.uint32())]
+def _part_schema(layout: Layout, with_masks: bool, with_checksums: bool = False, with_blocks: bool = True) -> pa.Schema:
+    """The columns of a part; each row has a checksum of its own in version 1 only."""
+    fields = [(name, pa.int32()) for name in _block_names(layout)] if with_blocks else []
+    fields += [("quality", pa.uint8()), ("rmse", pa.float32()), ("max_error", pa.float32())]
+    fields += [("checksum", pa.uint32())] if with_checksums else []
     fields += [("mask", pa.binary())] if with_masks else []
     fields += [("payload", pa.binary())]
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields])
@@ -215,21 +236,30 @@ def _row_groups(rows: Sequence[ArchiveRow]) -> Iterator[Sequence[ArchiveRow]]:
 
 
 def _part_table(rows: Sequence[ArchiveRow], layout: Layout, schema: pa.Schema) -> pa.Table:
+    checksums = _within([row.checksum for row in rows], 0xFFFFFFFF, "checksum")
     columns: dict[str, object] = {
         **_block_columns([row.block for row in rows], layout),
-        "quality": _within([row.quality for row in rows], 0xFF, "quality"),
+        "quality": _packed_quality(rows),
         "rmse": _rounded([row.rmse for row in rows], "rmse"),
         "max_error": _rounded([row.max_error for row in rows], "max_error"),
-        "checksum": _within([row.checksum for row in rows], 0xFFFFFFFF, "checksum"),
+        "checksum": checksums,
         "mask": [row.mask or b"" for row in rows],
-        "payload": [row.payload for row in rows],
+        "payload": [row.payload for row in rows] if "checksum" in schema.names else add_checksums(rows),
     }
     return pa.table({name: pa.array(columns[name], schema.field(name).type) for name in schema.names}, schema)
 
 
+def _packed_quality(rows: Sequence[ArchiveRow]) -> list[int]:
+    """The coding in the two high bits, the quality in the others."""
+    codings = _within([row.coding for row in rows], max(CODINGS), "coding")
+    levels = _within([row.quality for row in rows], MAX_QUALITY, "quality")
+    return [coding << 6 | level for coding, level in zip(codings, levels, strict=True)]
+
+
 def _rounded(errors: list[float], name: str) -> NDArray[np.float32]:
     values = np.array(errors, np.float64)
-    rounded = round_up(values)
+    single = values.astype(np.float32)
+    rounded = np.where(single == values, single, round_up(values))
     if not np.all(values >= 0) or not np.all(np.isfinite(rounded)):
         raise ConfigError(f"{name} must be a finite float32 from 0, got {values.min()} to {values.max()}")
     return rounded
@@ -250,6 +280,7 @@ def _write(tables: Sequence[pa.Table], schema: pa.Schema) -> bytes:
         version="2.6",
         use_dictionary=False,
         compression={name: _COMPRESSIONS.get(name, "none") for name in schema.names},
+        compression_level={name: _ZSTD_LEVEL for name in schema.names if name in _COMPRESSIONS},
         column_encoding={
             **{name: "DELTA_BINARY_PACKED" for name in schema.names if name.endswith("_block")},
             **encodings,
@@ -280,7 +311,7 @@ def _read_group(file: pq.ParquetFile, number: int, start: int, stop: int) -> _Gr
     lengths: NDArray[np.int64] = np.asarray(pc.binary_length(table["payload"]).to_numpy()).astype(np.int64)
     if table.num_rows != rows or int(lengths.sum()) != stop - start:
         raise CorruptBitstreamError(f"payloads of {lengths.sum()} bytes, expected {stop - start}")
-    return table.drop_columns(["payload"]), start + np.cumsum(lengths) - lengths, lengths
+    return table.drop_columns(["payload"]), start, lengths
 
 
 def _check_schema(found: pa.Schema, expected: pa.Schema) -> None:
@@ -290,36 +321,69 @@ def _check_schema(found: pa.Schema, expected: pa.Schema) -> None:
 
 
 def _assemble(groups: Sequence[_Group], layout: Layout, shard: Shard) -> PartIndex:
-    empty = _part_schema(layout, with_masks=False).remove(len(layout.blocked_dims) + 4).empty_table()
+    empty = _part_schema(layout, with_masks=False).empty_table().drop_columns(["payload"])
     table = pa.concat_tables([group for group, _, _ in groups] or [empty])
     masks = table["mask"].to_pylist() if "mask" in table.column_names else [b""] * table.num_rows
     longest = max(map(len, masks), default=0)
     if longest > _mask_bound_bytes(layout):
         raise CorruptBitstreamError(f"mask of {longest} bytes for {layout.points_per_sample} points")
+    packed = table["quality"].to_numpy()
+    has_checksums = "checksum" in table.column_names
+    places = _payload_places(groups, has_checksums)
     index = PartIndex(
         blocks=_blocks(table, layout, shard),
-        quality=table["quality"].to_numpy(),
+        quality=packed & np.uint8(MAX_QUALITY),
+        coding=packed >> np.uint8(6),
         rmse=table["rmse"].to_numpy(),
         max_error=table["max_error"].to_numpy(),
-        checksum=table["checksum"].to_numpy(),
+        checksum=table["checksum"].to_numpy() if has_checksums else None,
+        span_first=places[2],
+        span_stop=places[3],
         masks=tuple(mask or None for mask in masks),
-        payload_start=np.concatenate([np.zeros(0, np.int64), *(starts for _, starts, _ in groups)]),
-        payload_bytes=np.concatenate([np.zeros(0, np.int64), *(lengths for _, _, lengths in groups)]),
+        payload_start=places[0],
+        payload_bytes=places[1],
     )
     if not np.all((index.rmse >= 0) & (index.max_error >= 0) & np.isfinite(index.rmse) & np.isfinite(index.max_error)):
         raise CorruptBitstreamError("an error is not a finite number from 0")
+    if index.coding.max(initial=0) > max(CODINGS):
+        raise UnsupportedFormatError(
+            f"a row of coding {index.coding.max()}; this version reads {', '.join(map(str, CODINGS))}"
+        )
     return index
+
+
+def _payload_places(groups: Sequence[_Group], has_checksums: bool) -> tuple[NDArray[np.int64], ...]:
+    """Start and length of the payloads [N] of all row groups, first row and the one behind the last of their spans."""
+    columns: list[tuple[NDArray[np.int64], ...]] = [(np.zeros(0, np.int64),) * 4]
+    rows = 0
+    for _, start, stored in groups:
+        starts, own = start + np.cumsum(stored) - stored, np.arange(len(stored))
+        found = StoredLengths(stored, own, own + 1) if has_checksums else split_lengths(stored)
+        columns.append((starts, found.payload_bytes, rows + found.span_first, rows + found.span_stop))
+        rows += len(stored)
+    return tuple(map(np.concatenate, zip(*columns, strict=True)))
 
 
 def _blocks(table: pa.Table, layout: Layout, shard: Shard) -> NDArray[np.int64]:
     """[rows, axes]; must be within the shard and in row-major order, each once."""
     blocks = np.zeros((table.num_rows, len(layout.axes)), np.int64)
+    if layout.blocked_dims and not set(_block_names(layout)) & set(table.column_names):
+        return _all_blocks(shard, table.num_rows)
     for name, dim in zip(_block_names(layout), layout.blocked_dims, strict=True):
         blocks[:, layout.dims.index(dim)] = table[name].to_numpy()
     if not np.all((blocks >= shard[0]) & (blocks < shard[1])):
         raise CorruptBitstreamError(f"a block is outside of its shard, {shard[0]} to {shard[1]}")
     if any(before >= after for before, after in itertools.pairwise(blocks.tolist())):
         raise CorruptBitstreamError("blocks are not in row-major order")
+    return blocks
+
+
+def _all_blocks(shard: Shard, rows: int) -> NDArray[np.int64]:
+    """The blocks of a shard without rejected samples, whose rows need not say which they are."""
+    counts = [stop - start for start, stop in zip(*shard, strict=True)]
+    if math.prod(counts) != rows:
+        raise CorruptBitstreamError(f"{rows} rows without columns of blocks in a shard of {math.prod(counts)} samples")
+    blocks: NDArray[np.int64] = np.indices(counts, np.int64).reshape(len(counts), rows).T + np.array(shard[0])
     return blocks
 
 

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 from vcinr_batch.data.samples import SampleKey
 from vcinr_batch.errors import CorruptBitstreamError
 
+MAX_QUALITY = 63
+"""Largest quality level: it has six bits of a byte, whose upper two are the row's coding."""
+CODINGS = (0, 1, 2)
+"""What a payload holds: symbols of the base; base and bounded residual in one stream; the sample, stored losslessly."""
+
 
 @dataclass(frozen=True)
 class ArchiveRow:
@@ -21,7 +26,7 @@ class ArchiveRow:
     payload: bytes
     """What the latent codec wrote."""
     quality: int
-    """Index of the bundle's quality level, 0 to 255."""
+    """Index of the bundle's quality level, 0 to 63."""
     rmse: float
     """Measured on the decoded payload, in the variable's unit."""
     max_error: float
@@ -30,17 +35,21 @@ class ArchiveRow:
     """`row_checksum` of the rest; the errors stand in the part's index, which has a checksum of its own."""
     mask: bytes | None = None
     """`pack_mask` of this sample's mask; None where it is the one that the bundle expects."""
+    coding: int = 0
+    """One of `CODINGS`."""
 
 
-def row_checksum(key: SampleKey, quality: int, payload: bytes, mask: bytes | None, bundle_sha256: str) -> int:
-    """CRC-32 over everything that decoding a row depends on, its key, quality and bundle included.
+def row_checksum(
+    key: SampleKey, quality: int, payload: bytes, mask: bytes | None, bundle_sha256: str, coding: int = 0
+) -> int:
+    """CRC-32 over everything that decoding a row depends on, its key, quality, coding and bundle included.
 
     Returns:
         0 to 2^32 - 1.
     """
     name = str(key).encode()
     # The lengths in front keep a byte from moving between the fields unnoticed.
-    head = struct.pack("<IIiB", len(name), len(payload), -1 if mask is None else len(mask), quality)
+    head = struct.pack("<IIiB", len(name), len(payload), -1 if mask is None else len(mask), coding << 6 | quality)
     return zlib.crc32(b"".join((head, name, bytes.fromhex(bundle_sha256), mask or b"", payload)))
 
 
@@ -50,7 +59,7 @@ def check_row(row: ArchiveRow, bundle_sha256: str) -> None:
     Raises:
         CorruptBitstreamError: names the key.
     """
-    found = row_checksum(row.key, row.quality, row.payload, row.mask, bundle_sha256)
+    found = row_checksum(row.key, row.quality, row.payload, row.mask, bundle_sha256, row.coding)
     if found != row.checksum:
         raise CorruptBitstreamError(f"{row.key}: its checksum is {found:08x}, expected {row.checksum:08x}")
 

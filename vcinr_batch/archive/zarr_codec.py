@@ -42,6 +42,7 @@ from vcinr_batch.errors import (
     StoreUnavailableError,
     UnsupportedFormatError,
 )
+from vcinr_batch.quality_request import bound_from_json
 
 CODEC_NAME = "vcinr.part"
 ARCHIVE_VERSION = 1
@@ -145,7 +146,8 @@ class PartCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin, ArrayBytesCo
         part = await self._part(root, variable, contents, index)
         wanted = self._placed(parse_selection(selection, chunk_spec.shape), contents, index, chunk_spec.shape)
         opened = await archive.bundle(root, self.bundle_path, self.bundle_sha256)
-        values = wanted.result(await archive.decode(root, part, wanted, opened, contents.layout))
+        decoded = await archive.decode(root, part, wanted, opened, self.bundle_sha256, contents.layout, contents.bound)
+        values = wanted.result(decoded)
         return chunk_spec.prototype.nd_buffer.from_ndarray_like(values)
 
     async def _decode_single(self, _chunk_data: Any, _chunk_spec: Any) -> Any:
@@ -182,7 +184,8 @@ class PartCodec(ArrayBytesCodec, ArrayBytesCodecPartialDecodeMixin, ArrayBytesCo
         if self.written is not None:
             layout = self._own_layout(variable)
             orders = {axis.name: source_places(axis) for axis in layout.axes if axis.source_values is not None}
-            return Contents(layout, self.bundle_sha256, None, tuple(chunk_shape), orders)
+            bound = bound_from_json(self.quality)
+            return Contents(layout, self.bundle_sha256, None, bound, tuple(chunk_shape), orders)
         contents = await archive.contents(root)
         if contents.bundle_sha256 != self.bundle_sha256:
             raise BundleMismatchError(

@@ -21,12 +21,14 @@ from zarr.storage import LocalStore, MemoryStore, StorePath, WrapperStore, ZipSt
 from vcinr_batch.archive.chunk_grid import chunk_shape, regular_shard_shape, source_places
 from vcinr_batch.archive.chunk_selection import Box, Points
 from vcinr_batch.archive.manifest import MANIFEST_NAME, ArchivePart, parse_manifest
-from vcinr_batch.archive.parquet_container import PartIndex, make_rows, parse_index
+from vcinr_batch.archive.parquet_container import PartIndex, parse_index
 from vcinr_batch.archive.parquet_part import ByteRanges, index_ranges
 from vcinr_batch.archive.row_finding import front_ranges, with_footer
+from vcinr_batch.archive.row_reading import make_rows, payload_ranges
 from vcinr_batch.archive.single_flight import SingleFlight
 from vcinr_batch.data.layout import Layout
 from vcinr_batch.errors import SourceError, UnsupportedFormatError, VcinrError
+from vcinr_batch.quality_request import QualityRequest, bound_from_json
 from vcinr_batch.storage import cut_ranges, merge_ranges
 from vcinr_batch.store_retries import store_error
 
@@ -49,6 +51,8 @@ class Contents:
     bundle_sha256: str
     parts: Mapping[str, ArchivePart] | None
     """By path; None where each chunk has a record of its own."""
+    bound: QualityRequest | None
+    """The error bound that was asked for, if any."""
     chunk_shape: tuple[int, ...]
     from_source: Mapping[str, NDArray[np.int64]]
     """For each axis that the source orders differently, and each of its labels there: the position on our axis."""
@@ -132,7 +136,14 @@ class StoredArchive:
         return await self._parts.get(f"{part.path} {part.sha256}", read)
 
     async def decode(
-        self, root: StorePath, part: ArchivePart, wanted: Box | Points, opened: "OpenBundle", layout: Layout
+        self,
+        root: StorePath,
+        part: ArchivePart,
+        wanted: Box | Points,
+        opened: "OpenBundle",
+        bundle_sha256: str,
+        layout: Layout,
+        bound: QualityRequest | None,
     ) -> NDArray[np.float32]:
         """What is asked of one part: fetches the payloads of just the samples that it touches, decodes them in batches.
 
@@ -141,7 +152,9 @@ class StoredArchive:
             part: from its manifest.
             wanted: positions on the axes of the archive's layout.
             opened: its bundle.
+            bundle_sha256: of that bundle.
             layout: the archive's.
+            bound: the error bound that it was asked for.
 
         Returns:
             float32 of the shape of `wanted`; NaN where there is no value.
@@ -154,16 +167,16 @@ class StoredArchive:
         positions = np.flatnonzero(wanted.choose(found.index.blocks, layout.block_shape))
         batch = max(1, _BATCH_VALUES // layout.points_per_sample)
 
-        def decode_into(some: NDArray[np.int64], payloads: Sequence[bytes]) -> None:
+        def decode_into(some: NDArray[np.int64], pieces: Sequence[bytes]) -> None:
             from vcinr_batch.compression import decompress_rows
 
-            rows = make_rows(part, found.index, some, payloads, layout)
-            for row, decoded in zip(rows, decompress_rows(rows, opened, layout), strict=True):
+            rows = make_rows(part, found.index, some, pieces, layout, bundle_sha256)
+            for row, decoded in zip(rows, decompress_rows(rows, opened, layout, bound), strict=True):
                 wanted.fill(values, row.block, decoded.reshape(layout.block_shape))
 
         for first in range(0, len(positions), batch):
             some = positions[first : first + batch]
-            await asyncio.to_thread(decode_into, some, await _payloads(root, found, some))
+            await asyncio.to_thread(decode_into, some, await _pieces(root, found, some))
         return values
 
 
@@ -197,7 +210,14 @@ def _parse_contents(data: bytes, name: str) -> Contents:
     layout, parts = manifest.layout, manifest.parts
     orders = {axis.name: source_places(axis) for axis in layout.axes if axis.source_values is not None}
     shape = chunk_shape(layout, regular_shard_shape(layout, parts))
-    return Contents(layout, manifest.bundle_sha256, {part.path: part for part in parts}, shape, orders)
+    return Contents(
+        layout,
+        manifest.bundle_sha256,
+        {part.path: part for part in parts},
+        bound_from_json(manifest.quality),
+        shape,
+        orders,
+    )
 
 
 async def _front(place: StorePath, part: ArchivePart, ranges: ByteRanges, layout: Layout) -> list[bytes]:
@@ -210,9 +230,8 @@ async def _front(place: StorePath, part: ArchivePart, ranges: ByteRanges, layout
     return made or [*pieces, *await _get_ranges(place, ranges[-1:])]
 
 
-async def _payloads(root: StorePath, found: OpenPart, positions: NDArray[np.int64]) -> list[bytes]:
-    starts, lengths = found.index.payload_start[positions], found.index.payload_bytes[positions]
-    ranges = list(zip(starts.tolist(), (starts + lengths).tolist(), strict=True))
+async def _pieces(root: StorePath, found: OpenPart, positions: NDArray[np.int64]) -> list[bytes]:
+    ranges = payload_ranges(found.index, positions)
     if found.whole is not None:
         return [found.whole[start:stop] for start, stop in ranges]
     return await _get_ranges(root / found.part.path, ranges)

@@ -26,11 +26,12 @@ from vcinr_batch.archive.zarr_reading import archive_of
 from vcinr_batch.data.layout import BATCH_VALUES, Layout
 from vcinr_batch.data.shards import Shard, cut_samples, shard_extent
 from vcinr_batch.errors import ConfigError, SourceError, VcinrError
+from vcinr_batch.quality_request import QualityRequest, request_from_json
 from vcinr_batch.storage import sha256_hex
 from vcinr_batch.store_retries import store_error
 
 if TYPE_CHECKING:
-    from vcinr_batch.compression import OpenBundle, QualityRequest
+    from vcinr_batch.compression import OpenBundle
 
 _KEPT_BUNDLES = 4
 
@@ -90,32 +91,11 @@ async def write_chunk(root: StorePath, chunk: ChunkWrite) -> None:
     if committed:
         raise ConfigError(f"{root}: the archive is complete, and is not changed any more; write another store")
     opened = await _bundle_of(root, chunk)
-    rows = await asyncio.to_thread(_compress, values, opened, layout, shard, request_of(chunk.quality))
+    rows = await asyncio.to_thread(_compress, values, opened, layout, shard, request_from_json(chunk.quality))
     path = chunk_path(variable, chunk.index)
     part, data = await asyncio.to_thread(pack_part, rows, layout, path, start=shard.start, stop=shard.stop)
     await _put(root / path, data)
     await _put(root / record_path(variable, chunk.index), record_data(part))
-
-
-def request_of(quality: Mapping[str, Any]) -> "QualityRequest":
-    """What is asked for, from how a manifest and the codec's configuration put it; mirror of `quality_of`.
-
-    Raises:
-        ConfigError: neither a level nor a PSNR.
-    """
-    from vcinr_batch.compression import QualityRequest
-
-    level, target = quality.get("quality"), quality.get("target_psnr")
-    numbers = all(value is None or type(value) in kinds for value, kinds in ((level, (int,)), (target, (int, float))))
-    if not numbers or quality.keys() - {"quality", "target_psnr"}:
-        raise ConfigError(f"expected a quality level or a target PSNR, got {str(dict(quality))[:80]}")
-    return QualityRequest(level, target)
-
-
-def quality_of(request: "QualityRequest") -> dict[str, Any]:
-    """How a manifest and the codec's configuration put what is asked for."""
-    wanted = {"quality": request.level, "target_psnr": request.target_psnr_db}
-    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def _canonical_values(chunk: ChunkWrite, shard: Shard) -> NDArray[np.float32]:
@@ -142,7 +122,7 @@ def _canonical_values(chunk: ChunkWrite, shard: Shard) -> NDArray[np.float32]:
 
 
 def _compress(
-    values: NDArray[np.float32], opened: "OpenBundle", layout: Layout, shard: Shard, request: "QualityRequest"
+    values: NDArray[np.float32], opened: "OpenBundle", layout: Layout, shard: Shard, request: QualityRequest
 ) -> list[ArchiveRow]:
     """One row for each sample of the shard, or none of them."""
     from vcinr_batch.compression import check_layout, compress_samples, one_thread

@@ -11,6 +11,7 @@ from vcinr_batch.codec.entropy_coder import decode_symbols, encode_symbols
 from vcinr_batch.codec.entropy_model import FrozenTables, tables_from_arrays, tables_to_arrays
 from vcinr_batch.codec.quantization import dequantize
 from vcinr_batch.codec.rate_distortion import choose_symbols
+from vcinr_batch.codec.residual_model import ResidualModel, residual_model_from_arrays, residual_model_to_arrays
 from vcinr_batch.codec.transforms import LatentTransform
 from vcinr_batch.errors import ConfigError, CorruptBitstreamError
 from vcinr_batch.row_groups import in_groups
@@ -22,16 +23,18 @@ class LatentCodec:
     Args:
         transform: latents [L] <-> code [K].
         tables: entropy tables for K dimensions.
+        residual: codes what is left of a field under an error bound; None in bundles without.
 
     Raises:
         ConfigError: transform and tables disagree about K.
     """
 
-    def __init__(self, transform: LatentTransform, tables: FrozenTables) -> None:
+    def __init__(self, transform: LatentTransform, tables: FrozenTables, residual: ResidualModel | None = None) -> None:
         if transform.code_dim != tables.code_dim:
             raise ConfigError(f"transform codes {transform.code_dim} dimensions, the tables {tables.code_dim}")
         self.transform = transform.eval().requires_grad_(False)
         self.tables = tables
+        self.residual = residual
 
     @property
     def quality_count(self) -> int:
@@ -88,7 +91,10 @@ class LatentCodec:
         arrays: dict[str, NDArray[Any]] = {
             f"transform.{name}": tensor.numpy() for name, tensor in self.transform.state_dict().items()
         }
-        return arrays | {f"tables.{name}": array for name, array in tables_to_arrays(self.tables).items()}
+        arrays |= {f"tables.{name}": array for name, array in tables_to_arrays(self.tables).items()}
+        if self.residual is not None:
+            arrays |= {f"residual.{name}": array for name, array in residual_model_to_arrays(self.residual).items()}
+        return arrays
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "LatentCodec":
@@ -99,14 +105,20 @@ class LatentCodec:
         """
         tables = tables_from_arrays(_under("tables.", arrays))
         transform = _transform_from_arrays(_under("transform.", arrays))
-        unknown = sorted(name for name in arrays if not name.startswith(("tables.", "transform.")))
+        residual_arrays = _under("residual.", arrays)
+        residual = residual_model_from_arrays(residual_arrays) if residual_arrays else None
+        unknown = sorted(name for name in arrays if not name.startswith(("tables.", "transform.", "residual.")))
         if unknown or transform.code_dim != tables.code_dim:
             raise CorruptBitstreamError(
                 f"latent codec: unexpected arrays {unknown}"
                 if unknown
                 else f"latent codec: transform codes {transform.code_dim} dimensions, the tables {tables.code_dim}"
             )
-        return cls(transform, tables)
+        if residual is not None and len(residual.sets) != tables.quality_count:
+            raise CorruptBitstreamError(
+                f"latent codec: residual model of {len(residual.sets)} levels, the tables have {tables.quality_count}"
+            )
+        return cls(transform, tables, residual)
 
     def _step(self, quality: int) -> float:
         if not 0 <= quality < self.quality_count:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vcinr_batch.bundle import Bundle, make_bundle
+from vcinr_batch.codec.latent_codec import LatentCodec
+from vcinr_batch.codec.residual_model import ResidualModel
 from vcinr_batch.config import RunConfig
 from vcinr_batch.data.coordinates import Grid, make_grid
 from vcinr_batch.data.layout import Layout
@@ -24,7 +26,9 @@ from vcinr_batch.storage import StorageOptions, sha256_hex
 from vcinr_batch.training.codec_training import train_codec
 from vcinr_batch.training.localized_basis import start_linear_term
 from vcinr_batch.training.meta_learning import VALIDATION_SAMPLES, TrainingData, mean_psnr, meta_learn
+from vcinr_batch.training.residual_training import train_residual
 from vcinr_batch.training.training_samples import TrainingSamples, load_training_samples
+from vcinr_batch.training.unseen_fields import unseen_fields
 from vcinr_batch.training.worker_group import ALONE, WorkerGroup, on_first
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
@@ -207,9 +211,22 @@ def _train_codec(
     for quality, level in enumerate(report["levels"]):
         decoded = torch.from_numpy(codec.latents_of(codec.symbols(validation.numpy(), quality), quality))
         level["psnr_db"] = round(mean_psnr(decode_latents(network, decoded) - data.validation, data), 2)
+    base_bits = [float(level["bits_per_value"]) for level in report["levels"]]
+    codec.residual = _residual_model(trained, codec, validation, config, base_bits)
     return codec.to_arrays(), report | {
         "validation_psnr_before_quantisation_db": round(mean_psnr(fitted - data.validation, data), 3)
     }
+
+
+def _residual_model(
+    trained: TrainedNetwork, codec: LatentCodec, validation: Tensor, config: RunConfig, base_bits: list[float]
+) -> ResidualModel | None:
+    """What codes residuals under an error bound, learned on fields that the base has not seen; for one channel."""
+    if trained.samples.normalized.shape[2] != 1:
+        return None
+    unseen = unseen_fields(trained.samples, validation.numpy(), trained.network, codec, trained.grid, config)
+    valid = trained.samples.valid
+    return train_residual(unseen.values, unseen.decoded, np.asarray(base_bits), valid, trained.grid.shape)
 
 
 def _fit_all(network: GatedSiren, values: Tensor, config: RunConfig, data: TrainingData) -> Tensor:
