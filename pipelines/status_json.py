@@ -12,7 +12,7 @@ from vcinr_batch.data.axis_json import checked_int, checked_object
 from vcinr_batch.data.layout import Layout, sample_key
 from vcinr_batch.data.samples import RejectedSample
 from vcinr_batch.errors import CorruptBitstreamError, VcinrError
-from vcinr_batch.inspection import RowFigures
+from vcinr_batch.inspection import LOSSLESS_LEVEL, RowFigures
 from vcinr_batch.storage import StorageOptions, public_url
 
 STATUS_FORMAT = "vcinr-shard-status"
@@ -26,7 +26,7 @@ _MAX_ERRORS = 16
 _MAX_TEXT = 500
 _MAX_EXAMPLES = 64
 _PART_PATH = re.compile(r"([a-z]+)/(.+)-([0-9a-f]{12})\.parquet")
-_LEVELS = {str(level) for level in range(256)}
+_LEVELS = {str(level) for level in range(LOSSLESS_LEVEL, 256)}
 _ROUNDED_UP = 1.05
 """Recorded errors are rounded up by up to 0.8 %, each for itself."""
 _LARGEST_DB = 1e4

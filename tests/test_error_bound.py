@@ -21,7 +21,9 @@ from vcinr_batch.data.samples import Sample, SampleKey
 from vcinr_batch.data.sources import open_fields
 from vcinr_batch.error_bound import pack_values, unpack_values
 from vcinr_batch.errors import ConfigError, CorruptBitstreamError
+from vcinr_batch.inspection import LOSSLESS_LEVEL, measure_rows
 from vcinr_batch.quality_request import QualityRequest, bound_from_json, parse_max_error, request_to_json
+from vcinr_batch.summary_text import quality_text
 from vcinr_batch.verification import verify_archive
 
 BOUND_K = 0.1
@@ -287,3 +289,13 @@ def test_a_configuration_can_hold_the_bound_of_a_variable() -> None:
         configured_request(config, "u10")
     with pytest.raises(ConfigError, match=r"quality\.max_error|quality"):
         parse_config({"quality": {"max_error": {"t2m": "much"}}})
+
+
+def test_inspection_counts_lossless_samples_apart(opened: OpenBundle, layout: Layout, fields: xarray.Dataset) -> None:
+    values = fields_of(fields)
+    values[2] *= np.float32(1e9)
+    rows, _ = compress_samples(samples_of(values, layout), opened, layout, QualityRequest(max_error=0.05))
+    counts = measure_rows(rows, opened.bundle.normalizer, layout).quality_counts
+    assert counts[LOSSLESS_LEVEL] == 1
+    assert sum(counts.values()) == 6
+    assert quality_text(counts, opened.bundle.quality_psnr_db).endswith("lossless: 1 sample")

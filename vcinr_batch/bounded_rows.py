@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from vcinr_batch.bundle import Bundle
 from vcinr_batch.codec.residual import bounded_bits, decode_bounded, encode_bounded, step_index
 from vcinr_batch.codec.residual_model import ResidualModel
 from vcinr_batch.data.layout import Layout
@@ -47,18 +48,13 @@ class StoredSamples:
     """[B], in the unit."""
 
 
-def residual_model_of(opened: OpenBundle) -> ResidualModel:
-    """The bundle's residual coder.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    if opened.codec.residual is None:
+def check_residual_coder(bundle: Bundle) -> None:
+    """Raise a `ConfigError` if a bundle cannot keep an error bound."""
+    if not any(name.startswith("residual.") for name in bundle.codec):
         raise ConfigError(
-            f"bundle {opened.bundle.sha256[:16]}... was trained without a residual coder, which a max error needs: "
+            f"bundle {bundle.sha256[:16]}... was trained without a residual coder, which a max error needs: "
             "train it again, or ask for a quality level, PSNR or RMSE"
         )
-    return opened.codec.residual
 
 
 def store_bounded(
@@ -81,7 +77,7 @@ def store_bounded(
     Raises:
         ConfigError: a bundle without a residual coder.
     """
-    residual_model_of(opened)
+    check_residual_coder(opened.bundle)
     bounds, steps, indices = bound_steps(request, opened, layout, blocks)
     task = _Task(batch, latents, opened, layout, blocks, steps, indices)
     none = np.zeros(len(latents), np.int64)
@@ -142,6 +138,11 @@ class _Task:
     steps: NDArray[np.float64]
     indices: Integers
 
+    @property
+    def model(self) -> ResidualModel:
+        assert self.opened.codec.residual is not None
+        return self.opened.codec.residual
+
     def decode(self, latents: Values, at: Integers) -> Values:
         return decode_values(self.opened, latents, self.layout, [self.blocks[i] for i in at])
 
@@ -150,7 +151,7 @@ class _Task:
         bits = np.full(len(at), np.inf)
         for index in np.unique(self.indices[at]).tolist():
             here = np.flatnonzero(self.indices[at] == index)
-            arguments = (self.opened.codec.tables, residual_model_of(self.opened), level, index)
+            arguments = (self.opened.codec.tables, self.model, level, index)
             masks = self.batch.masks[at[here]]
             bits[here] = bounded_bits(
                 trial.symbols[here], trial.residual[here], masks, *arguments, self.layout.block_shape
@@ -211,7 +212,7 @@ def _store_level(task: _Task, stored: StoredSamples, at: Integers, level: int, i
     """Code samples of one level and one step, and keep those whose every value is within its bound."""
     opened, masks, steps = task.opened, task.batch.masks[at], task.steps[at]
     trial = _try_level(task, at, level)
-    arguments = (opened.codec.tables, residual_model_of(opened), level, index, task.layout.block_shape)
+    arguments = (opened.codec.tables, task.model, level, index, task.layout.block_shape)
     payloads = encode_bounded(trial.symbols, trial.residual, masks, *arguments)
     latents, residual = decode_bounded_rows(payloads, level, masks, opened, task.layout, np.full(len(at), index))
     decoded = add_residual(task.decode(latents, at), residual, steps)

@@ -13,14 +13,22 @@ import torch
 from numpy.typing import NDArray
 
 from vcinr_batch.archive.rows import ArchiveRow, check_row, pack_mask, row_checksum, unpack_mask
-from vcinr_batch.bounded_rows import BASE_ONLY, BOUNDED, LOSSLESS, bound_steps, decode_bounded_rows, store_bounded
+from vcinr_batch.bounded_rows import (
+    BASE_ONLY,
+    BOUNDED,
+    LOSSLESS,
+    bound_steps,
+    check_residual_coder,
+    decode_bounded_rows,
+    store_bounded,
+)
 from vcinr_batch.bundle import Bundle
 from vcinr_batch.data.coordinates import describe_grid, grids_equal, make_grid
 from vcinr_batch.data.layout import Layout
 from vcinr_batch.data.normalization import background_at, check_domain, expected_mask
 from vcinr_batch.data.samples import RejectedSample, Sample, rejection_reason
 from vcinr_batch.error_bound import add_residual, unpack_values
-from vcinr_batch.errors import BundleMismatchError, ConfigError, CorruptBitstreamError, FittingError
+from vcinr_batch.errors import BundleMismatchError, CorruptBitstreamError, FittingError
 from vcinr_batch.metrics import psnr_db
 from vcinr_batch.network.fitting import ClosedFormSolver, fit_latents, make_solver
 from vcinr_batch.opened_bundle import OpenBundle, decode_values, open_bundle
@@ -178,11 +186,8 @@ def check_request(request: QualityRequest, bundle: Bundle) -> None:
         ConfigError: no such quality level, or an error bound and a bundle without a residual coder.
     """
     check_level(request, len(bundle.quality_psnr_db))
-    if request.is_bound and not any(name.startswith("residual.") for name in bundle.codec):
-        raise ConfigError(
-            f"bundle {bundle.sha256[:16]}... was trained without a residual coder, which a max error needs: "
-            "train it again, or ask for a quality level, PSNR or RMSE"
-        )
+    if request.is_bound:
+        check_residual_coder(bundle)
 
 
 def check_layout(bundle: Bundle, layout: Layout, unit: str | None = None) -> None:

@@ -23,6 +23,12 @@ from vcinr_batch.storage import StorageOptions, exists, join_url, public_url, re
 Masks = Sequence[bytes | None]
 
 
+LOSSLESS_LEVEL = -1
+"""Where samples are counted by quality level: those that are stored losslessly."""
+
+_LOSSLESS = 2  # of `CODINGS`
+
+
 @dataclass(frozen=True)
 class RowFigures:
     """Sums over rows; those of several shards add up."""
@@ -38,7 +44,7 @@ class RowFigures:
     lowest_psnr_db: float = math.inf
     """Of the worst sample."""
     quality_counts: Mapping[int, int] = field(default_factory=dict)
-    """Samples by quality level."""
+    """Samples by quality level; those that are stored losslessly under `LOSSLESS_LEVEL`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,14 +138,15 @@ def inspect_bundle(url: str, storage_options: StorageOptions = None) -> BundleSu
 def measure_rows(rows: Sequence[ArchiveRow], normalizer: Normalizer, layout: Layout) -> RowFigures:
     """Figures of rows in memory."""
     blocks = np.array([row.block for row in rows], np.int64).reshape(len(rows), len(layout.axes))
-    quality = np.array([row.quality for row in rows], np.int64)
+    quality = _levels(np.array([row.quality for row in rows]), np.array([row.coding for row in rows]))
     rmse, max_error = (np.array(errors, np.float32) for errors in ([r.rmse for r in rows], [r.max_error for r in rows]))
     return _measure(blocks, quality, rmse, max_error, [row.mask for row in rows], normalizer, layout)
 
 
 def measure_index(index: PartIndex, normalizer: Normalizer, layout: Layout) -> RowFigures:
     """Figures of a part; the same as `measure_rows` of its rows."""
-    return _measure(index.blocks, index.quality, index.rmse, index.max_error, index.masks, normalizer, layout)
+    quality = _levels(index.quality, index.coding)
+    return _measure(index.blocks, quality, index.rmse, index.max_error, index.masks, normalizer, layout)
 
 
 def value_counts(
@@ -198,6 +205,10 @@ def rate_distortion(figures: RowFigures, manifest: Manifest, manifest_bytes: int
         mean_psnr_db=figures.psnr_db / max(figures.samples, 1),
         source_bits=manifest.source_bits,
     )
+
+
+def _levels(quality: NDArray[np.integer[Any]], coding: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    return np.where(coding == _LOSSLESS, LOSSLESS_LEVEL, quality.astype(np.int64))
 
 
 def _measure(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vcinr_batch.console import plural, size_text
 from vcinr_batch.data.coordinates import describe_grid
 from vcinr_batch.data.layout import label_text
-from vcinr_batch.inspection import ArchiveSummary, BundleSummary
+from vcinr_batch.inspection import LOSSLESS_LEVEL, ArchiveSummary, BundleSummary
 from vcinr_batch.metrics import RateDistortion
 
 if TYPE_CHECKING:
@@ -181,6 +181,10 @@ def request_text(request: Mapping[str, Any], lowest_psnr_db: float) -> str:
 
 def quality_text(counts: Mapping[int, int], psnr_db: Sequence[float]) -> str:
     """`level 7 (about 40.2 dB): 118 samples, level 8 (about 42.1 dB): 2 samples`; many levels as their range."""
+    if LOSSLESS_LEVEL in counts:
+        others = {level: n for level, n in counts.items() if level != LOSSLESS_LEVEL}
+        lossless = f"lossless: {plural(counts[LOSSLESS_LEVEL], 'sample')}"
+        return f"{quality_text(others, psnr_db)}, {lossless}" if others else lossless
     about = {level: f"about {psnr_db[level]:.3g} dB" if level < len(psnr_db) else "unknown" for level in counts}
     if len(counts) <= _SPELT_LEVELS:
         return ", ".join(f"level {level} ({about[level]}): {plural(n, 'sample')}" for level, n in counts.items())

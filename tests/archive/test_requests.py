@@ -35,7 +35,7 @@ def names(asked: list[Asked]) -> list[str]:
 @pytest.fixture
 def unopened_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows decode without a bundle: it is fetched once per machine, and not counted here."""
-    monkeypatch.setattr(compression, "decompress_rows", lambda rows, _opened, layout: decode(rows, layout))
+    monkeypatch.setattr(compression, "decompress_rows", lambda rows, _opened, layout, _bound: decode(rows, layout))
     monkeypatch.setattr(Archive, "opened_bundle", lambda _: None)
 
 

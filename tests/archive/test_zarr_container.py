@@ -49,7 +49,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
         assert fetch() == BUNDLE
 
     monkeypatch.setattr(bundle_cache, "open_bundle_of", open_bundle_of)
-    monkeypatch.setattr(compression, "decompress_rows", lambda rows, _opened, layout: decode(rows, layout))
+    monkeypatch.setattr(compression, "decompress_rows", lambda rows, _opened, layout, _bound: decode(rows, layout))
 
 
 @pytest.fixture
