@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,6 @@ from vcinr_batch.errors import SourceError
 from vcinr_batch.storage import join_url, size_bytes
 
 BATCH_VALUES = 1 << 22
-
-
-def takes_bounds() -> bool:
-    """Whether a request may be an error bound."""
-    return "max_error_share" in {item.name for item in fields(QualityRequest)}
 
 
 def archive_point(

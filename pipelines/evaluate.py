@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipelines.archive_codec import archive_point, takes_bounds
+from pipelines.archive_codec import archive_point
 from pipelines.baseline_codecs import FieldCodec, library_codecs
 from pipelines.eof_baseline import eof_codec, localized_codec
 from pipelines.evaluate_figures import draw_figures
@@ -132,9 +132,11 @@ def _our_result(inputs: EvaluationInputs, results: Evaluation, notice: Notice) -
     try:
         bounded = [at_share(share) for share in results.bound_shares]
         # Beyond what the levels reach, a bound is how a user gets a PSNR.
-        beyond = [db for db in results.targets_db if db > points[-1].psnr_db - OVERLAP_DB]
+        reached = max(point.psnr_db for point in points) - OVERLAP_DB
+        beyond = [db for db in results.targets_db if db > reached]
         if beyond:
-            points += search_psnr(at_share, beyond, (max(results.bound_shares), min(results.bound_shares)), False)
+            found = search_psnr(at_share, beyond, (max(results.bound_shares), min(results.bound_shares)), False)
+            points += [point for point in found if point.psnr_db > reached]
     except VcinrError as error:
         results.left_out[f"{OURS} at a bound"] = str(error)[:300]
         notice(f"{OURS} at a bound is left out: {str(error)[:300]}")
@@ -142,10 +144,7 @@ def _our_result(inputs: EvaluationInputs, results: Evaluation, notice: Notice) -
 
 
 def _our_bound(inputs: EvaluationInputs, share: float) -> OperatingPoint:
-    if not takes_bounds():
-        raise ConfigError("this version does not compress to an error bound")
-    make: Callable[..., QualityRequest] = QualityRequest
-    return archive_point(inputs.job, inputs.held_out, share, make(max_error_share=share), share)
+    return archive_point(inputs.job, inputs.held_out, share, QualityRequest(max_error_share=share), share)
 
 
 def _codec_result(codec: FieldCodec, held_out: HeldOut, results: Evaluation) -> CodecResult:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import xarray
 
-from pipelines.archive_codec import takes_bounds
 from pipelines.compress import CompressJob, compress
 from pipelines.evaluate import EvaluateJob, EvaluateReport, evaluate
 from pipelines.evaluate_page import result_page
@@ -105,10 +104,11 @@ def test_no_value_of_a_bounded_code_is_beyond_its_bound(evaluated: EvaluateRepor
         assert all(point["beyond_bound"] == 0 for point in codec["bounded"]), codec["name"]
 
 
-@pytest.mark.skipif(not takes_bounds(), reason="requests have no error bound yet")
-def test_ours_has_figures_at_every_bound_or_says_why_not(evaluated: EvaluateReport) -> None:
+def test_ours_has_figures_at_every_bound(evaluated: EvaluateReport) -> None:
     content = content_of(evaluated)
-    assert len(content["codecs"][0]["bounded"]) == 2 or f"{OURS} at a bound" in content["left_out"]
+    assert content["codecs"][0]["name"] == OURS
+    assert len(content["codecs"][0]["bounded"]) == 2
+    assert content["left_out"] == {}
 
 
 def test_the_page_has_a_row_for_every_codec_in_every_table(evaluated: EvaluateReport) -> None:
