@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 NOT_CORE = ("ray", "compressai", "netCDF4", "h5netcdf", "s3fs", "matplotlib", "imagecodecs", "tensorboardX", "pytest")
+BOUND_K = 0.05
 # Between two versions of numpy and torch; far below what is recorded as a sample's error.
 TOLERANCE_K = 1e-4
 
@@ -34,6 +35,9 @@ def write(folder: Path) -> None:
     bundle = train(load_config(str(config)), [str(source)], str(folder / "bundle")).bundle_url
     request = QualityRequest(level=2)
     compress(CompressJob((str(source),), bundle, str(folder / "archive"), request, shard_samples=10))
+    bounded = QualityRequest(max_error=BOUND_K)
+    compress(CompressJob((str(source),), bundle, str(folder / "bounded"), bounded, shard_samples=10))
+    np.save(folder / "source.npy", make_fields().t2m.values)
     np.save(folder / "expected.npy", Archive.open(str(folder / "archive")).to_xarray().t2m.values)
 
 
@@ -56,12 +60,19 @@ def read(folder: Path) -> None:
     vcinr("inspect", str(archive))
     vcinr("decompress", str(archive), "--output", str(restored), "--workers", "0")
     check("vcinr decompress", xarray.open_zarr(restored), expected)
+    source, bounded = np.load(folder / "source.npy"), Archive.open(str(folder / "bounded")).to_xarray()
+    check(f"an error bound of {BOUND_K} K", bounded, source, BOUND_K)
 
 
-def check(what: str, dataset: "xarray.Dataset", expected: np.ndarray) -> None:  # type: ignore[name-defined] # noqa: F821
-    difference = float(np.abs(dataset.t2m.values - expected).max())
+def check(
+    what: str,
+    dataset: "xarray.Dataset",  # type: ignore[name-defined] # noqa: F821
+    expected: np.ndarray,
+    tolerance: float = TOLERANCE_K,
+) -> None:
+    difference = float(np.abs(dataset.t2m.values.astype(np.float64) - expected).max())
     print(f"{what}: {expected.shape}, off by at most {difference:.2g} K", flush=True)
-    assert difference <= TOLERANCE_K
+    assert difference <= tolerance
 
 
 def vcinr(*arguments: str) -> None:
